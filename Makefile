@@ -1,0 +1,48 @@
+# make train   run the main job on rendered faces (2 processes where there is no GPU)
+# make test    lint, types, architecture and every test
+# make check   lint, types, spelling and architecture only
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+NPROC  ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
+FACES  ?= data/faces
+CONFIG ?= configs/quickstart.yaml
+ARGS   ?=
+
+.PHONY: train test check format clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.installed $(FACES)/summary.json
+	$(BIN)/torchrun --standalone --nproc_per_node=$(NPROC) launch/train.py $(CONFIG) $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest tests
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+$(FACES)/summary.json: | $(VENV)/.installed
+	$(BIN)/python tools/make_faces.py $(FACES) --json $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Distributed face-recognition training: sharded classifier and KappaFace margin."""

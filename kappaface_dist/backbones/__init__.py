@@ -1,0 +1,1 @@
+"""Face-embedding networks, built by name."""

@@ -1,0 +1,1 @@
+"""Datasets: RecordIO and folders, the shuffled image stream, decoding."""

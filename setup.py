@@ -1,0 +1,49 @@
+"""Packaging of kappaface_dist; constraints.txt has the exact versions it is tested with."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
+    "wandb": ["wandb>=0.18"],
+    "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+}
+
+setup(
+    name="kappaface_dist",
+    version="0.1.0",
+    description="Distributed face-recognition training: sharded classifier, KappaFace margin",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["kappaface_dist", "kappaface_dist.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "pyyaml>=6.0",
+        "safetensors>=0.4",
+        "simplejpeg>=1.7",
+        "pillow>=10.0",
+        "matplotlib>=3.8",
+        "tensorboard>=2.15",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        **EXTRAS,
+        "dev": [
+            *EXTRAS["wandb"],
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "scikit-learn>=1.4",
+            "scipy>=1.11",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "codespell>=2.3",
+            "types-PyYAML>=6.0",
+            "types-tqdm>=4.66",
+        ],
+    },
+)
