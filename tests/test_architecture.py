@@ -18,7 +18,7 @@ LAYERS = [
     {"backbones"},
     {"data"},
     {"parallel"},
-    {"config"},
+    {"config", "commands"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAX_LINES = 260
