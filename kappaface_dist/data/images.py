@@ -1,0 +1,49 @@
+"""One image: encoded bytes -> pixels, and back.
+
+Shapes: H W the image size in pixels; pixels are uint8, RGB, channels last.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+JPEG_START = b"\xff\xd8"
+
+
+def decode_image(payload: bytes, image_size: int) -> np.ndarray:
+    """Decode JPEG (or any format that Pillow knows) and resize to image_size x image_size.
+
+    JPEGs are decoded at the smallest of libjpeg's own scales that is not below image_size; what
+    remains of the way is resized with a box-filtered bilinear.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        ValueError: the bytes are not a readable image; the message says what the decoder said.
+    """
+    try:
+        if payload[:2] == JPEG_START:
+            pixels_HW3 = simplejpeg.decode_jpeg(
+                payload, colorspace="RGB", min_height=image_size, min_width=image_size
+            )
+        else:
+            with Image.open(io.BytesIO(payload)) as image:
+                pixels_HW3 = np.asarray(image.convert("RGB"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({error})") from error
+    if pixels_HW3.shape[:2] != (image_size, image_size):
+        resized = Image.fromarray(pixels_HW3).resize(
+            (image_size, image_size), Image.Resampling.BILINEAR
+        )
+        pixels_HW3 = np.asarray(resized)
+    return pixels_HW3
+
+
+def encode_jpeg(pixels_HW3: np.ndarray, quality: int = 95) -> bytes:
+    """Encode uint8 RGB pixels [H, W, 3] as JPEG without chroma subsampling."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels_HW3), quality=quality, colorspace="RGB", colorsubsampling="444"
+    )
