@@ -1,1 +1,16 @@
 """The sharded classification head."""
+
+from kappaface_dist.head.margins import ArcFace, CosFace, KappaFace, Margin
+from kappaface_dist.head.partial_fc import PartialFC
+from kappaface_dist.head.row_update import AdamWRows, RowOptimizer, SGDRows
+
+__all__ = [
+    "AdamWRows",
+    "ArcFace",
+    "CosFace",
+    "KappaFace",
+    "Margin",
+    "PartialFC",
+    "RowOptimizer",
+    "SGDRows",
+]

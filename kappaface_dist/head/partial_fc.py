@@ -1,0 +1,247 @@
+"""PartialFC: the classifier, sharded over the ranks, with a margin for each class.
+
+Shapes: B images on this rank, G images on all N ranks, D embedding size, C all classes, K classes
+of this shard, S rows used in a step.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kappaface_dist import parallel
+from kappaface_dist.head.checks import wrong_embedding, wrong_label
+from kappaface_dist.head.concentration import ClassStatistics
+from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
+from kappaface_dist.head.margins import KappaFace, Margin, check_margin
+from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows
+from kappaface_dist.head.sampling import sample_rows, sample_size
+from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
+from kappaface_dist.head.streaming_softmax import (
+    LARGEST_SCALE,
+    MicroBatch,
+    Rows,
+    centre_gradients,
+    share_rows,
+)
+
+
+class PartialFC(torch.nn.Module):
+    """The margin softmax over all classes, each rank holding the centres of its own.
+
+        head = PartialFC(num_classes, embedding_size=512, margin=KappaFace())
+        loss = head(embedding_BD, label_B)   # mean over the global batch, the same on every rank
+        loss.backward()                      # gradient of the embeddings only
+        head.step(lr)                        # this shard's centres: gradient and update
+
+    A step costs three collectives: an all-gather of embeddings and labels, an all-reduce of [G, 2],
+    a reduce-scatter of the embedding gradients. All ranks hand in equally many images. The gradient
+    handed back is multiplied by N, since DDP averages over ranks while the loss is a global mean.
+    Constructing, calling and `refresh` are collective: every rank takes part.
+
+    Args:
+        num_classes: C, over all ranks.
+        embedding_size: D.
+        margin: the margin; KappaFace by default.
+        images_per_class: number of images of every class in the dataset [C]; needed by KappaFace's
+            count term, taken as equal if not given.
+        sample_rate: share of the shard's classes used as negatives in each step; 1 is exact.
+        optimizer: how `step` updates the centres.
+        dtype: of the operands of the matrix products: float32 or bfloat16 (centres are then held in
+            float32), or float64 for everything.
+        seed: the initial centre of a class depends on (seed, class) alone.
+        device: where the shard lives.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int = 512,
+        margin: Margin | None = None,
+        *,
+        images_per_class: np.ndarray | None = None,
+        sample_rate: float = 1.0,
+        optimizer: RowOptimizer | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        self.margin = margin if margin is not None else KappaFace()
+        check_margin(self.margin)
+        if not 0.0 < self.margin.scale <= LARGEST_SCALE:
+            raise ValueError(
+                f"margin.scale is {self.margin.scale}: it must be above 0 and at most"
+                f" {LARGEST_SCALE:g}, the range in which the softmax is exact in fp32"
+            )
+        if not 0.0 < sample_rate <= 1.0:
+            raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
+        if images_per_class is not None and len(images_per_class) != num_classes:
+            raise ValueError(
+                f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
+            )
+        device = torch.device(device)
+        self.num_classes = num_classes
+        self.embedding_size = embedding_size
+        self.sample_rate = sample_rate
+        self.optimizer = optimizer if optimizer is not None else SGDRows()
+        self.dtype = dtype
+        self.seed = seed
+        self.num_draws = 0
+        self.num_refreshes = 0
+        self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
+        state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.weight_KD = initial_centres(self.classes, embedding_size, seed, state_dtype, device)
+        self.row_state: RowState = self.optimizer.init_state(self.weight_KD)
+        self.statistics: ClassStatistics | None = None
+        if isinstance(self.margin, KappaFace):
+            count_K = np.ones(len(self.classes), np.int64)
+            if images_per_class is not None:
+                count_K = np.array(images_per_class[self.classes.start : self.classes.stop])
+            self.statistics = ClassStatistics(
+                torch.from_numpy(count_K), embedding_size, self.margin, device
+            )
+        self.margin_K = self._current_margins()
+        self._pending: list[MicroBatch] = []
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        """The loss of the global batch, a scalar that is the same on every rank.
+
+        Raises:
+            ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
+                NaN instead and `explain_non_finite` names the label).
+        """
+        unit_BD = F.normalize(embedding_BD.to(self.weight_KD.dtype), dim=1)
+        with torch.no_grad():
+            embedding_GD, label_G = gather_batch(unit_BD, label_B, self.dtype)
+            self._last = (embedding_GD, label_G)
+            if label_G.device.type == "cpu" and (problem := wrong_label(label_G, self.num_classes)):
+                raise ValueError(problem)
+            owned_G = (label_G >= self.classes.start) & (label_G < self.classes.stop)
+            # Other ranks' classes stand for some row of ours, whichever, and are masked.
+            local_id_G = torch.where(owned_G, label_G - self.classes.start, 0)
+            learning = unit_BD.requires_grad
+            if learning and self.statistics is not None:
+                self.statistics.add(embedding_GD, local_id_G, owned_G)
+            rows, column_G = self._choose_rows(local_id_G, owned_G)
+            result = first_pass(
+                embedding_GD,
+                rows,
+                column_G,
+                local_id_G,
+                owned_G,
+                margin=self.margin,
+                margin_K=self.margin_K,
+                dtype=self.dtype,
+                learning=learning,
+            )
+            # NaN rather than a wrong loss where a GPU's labels could not be looked at.
+            valid = ((label_G >= 0) & (label_G < self.num_classes)).all()
+            loss = torch.where(valid, result.loss, torch.nan)
+        return hand_to_backward(unit_BD, loss, result, self._pending)
+
+    @torch.no_grad()
+    def step(
+        self,
+        lr: float,
+        *,
+        loss_scale: torch.Tensor | float = 1.0,
+        skip: torch.Tensor | None = None,
+    ) -> None:
+        """Second pass: the gradient and the update of this shard's centres, chunk by chunk.
+
+        Covers every loss that was differentiated since the last step.
+
+        Args:
+            lr: the learning rate.
+            loss_scale: what the loss was multiplied with before backward().
+            skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
+        """
+        assert self._pending, "head.step() without a loss.backward() since the last one"
+        batches = share_rows(self._pending)
+        for batch in batches:
+            batch.factor = batch.factor / loss_scale
+        rows = batches[0].rows
+        for first, last, gradient_RD in centre_gradients(batches, self.margin.scale, self.dtype):
+            state_KX = {"weight": self.weight_KD, **self.row_state}
+            chunk = {name: rows.select(t, first, last) for name, t in state_KX.items()}
+            before = {} if skip is None else {name: t.clone() for name, t in chunk.items()}
+            state = {name: t for name, t in chunk.items() if name != "weight"}
+            self.optimizer.update(chunk["weight"], gradient_RD, state, lr)
+            for name, tensor in chunk.items():
+                if skip is not None:
+                    tensor.copy_(torch.where(skip, before[name], tensor))
+                rows.put_back(state_KX[name], first, last, tensor)
+        self._pending.clear()
+
+    @torch.no_grad()
+    def weight_gradient(self) -> torch.Tensor:
+        """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
+        assert self._pending, "head.weight_gradient() without a loss.backward()"
+        gradient_KD = torch.zeros_like(self.weight_KD)
+        batches = share_rows(self._pending)
+        index_S = batches[0].rows.index_S
+        for first, last, gradient_RD in centre_gradients(batches, self.margin.scale, self.dtype):
+            place = slice(first, last) if index_S is None else index_S[first:last]
+            gradient_KD[place] = gradient_RD
+        return gradient_KD
+
+    def discard(self) -> None:
+        """Forget the losses differentiated since the last step, without an update."""
+        self._pending.clear()
+
+    def margins(self) -> torch.Tensor:
+        """This shard's per-class margins [K], fp32: radians (a cosine for CosFace)."""
+        return self.margin_K
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """End a window of the class statistics: new concentrations, new margins."""
+        if self.statistics is not None:
+            self.statistics.refresh()
+            self.num_refreshes += 1
+            self.margin_K.copy_(self._current_margins())
+
+    def sharded_state(self) -> dict[str, torch.Tensor]:
+        """All tensors with a row per class of this shard, by name; the live tensors, not copies."""
+        state = {"weight": self.weight_KD, "margin": self.margin_K}
+        state |= {f"optimizer.{name}": tensor for name, tensor in self.row_state.items()}
+        if self.statistics is not None:
+            state |= {f"statistics.{k}": t for k, t in self.statistics.state().items()}
+        return state
+
+    def counters(self) -> dict[str, int]:
+        """The numbers, equal on all ranks, that belong to the state beside `sharded_state`."""
+        return {"num_draws": self.num_draws, "num_refreshes": self.num_refreshes}
+
+    def load_counters(self, counters: dict[str, int]) -> None:
+        self.num_draws = counters["num_draws"]
+        self.num_refreshes = counters["num_refreshes"]
+
+    def explain_non_finite(self) -> str | None:
+        """What in the last batch makes the loss non-finite, or None if that batch is sound.
+
+        Every rank looks at the gathered batch, so all give the same answer without a collective.
+        """
+        if self._last is None:
+            return None
+        embedding_GD, label_G = self._last
+        return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
+
+    def _choose_rows(
+        self, local_id_G: torch.Tensor, owned_G: torch.Tensor
+    ) -> tuple[Rows, torch.Tensor]:
+        """The rows of this step, and where each image's class is among them (−1: not here)."""
+        num_rows = len(self.classes)
+        size = sample_size(num_rows, self.sample_rate, len(owned_G))
+        if size == num_rows:
+            return Rows(self.weight_KD), torch.where(owned_G, local_id_G, -1)
+        seed = mix_seed(self.seed, self.num_draws, self.classes.start)
+        self.num_draws += 1
+        index_S, column_G = sample_rows(local_id_G, owned_G, num_rows, self.sample_rate, seed)
+        return Rows(self.weight_KD, index_S), column_G
+
+    def _current_margins(self) -> torch.Tensor:
+        if self.statistics is not None:
+            return self.statistics.margins(refreshed=self.num_refreshes > 0)
+        return torch.full((len(self.classes),), self.margin.margin, device=self.weight_KD.device)

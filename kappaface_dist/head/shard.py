@@ -1,0 +1,45 @@
+"""Which classes a rank owns, and where their centres start.
+
+The partition is torch.chunk's: ceil(C/N) classes each, the last ranks may own fewer or none. It is
+what torch.distributed.checkpoint assumes of a row-sharded tensor.
+Shapes: C all classes, K classes of this shard, D embedding size.
+"""
+
+import torch
+
+# Centres are drawn in blocks of this many classes, each with a generator of its own.
+INIT_BLOCK = 1024
+INIT_STD = 0.01
+
+
+def shard_classes(num_classes: int, rank: int, num_ranks: int) -> range:
+    """The consecutive classes that rank owns, of 0..num_classes-1."""
+    size = -(-num_classes // num_ranks)
+    return range(min(rank * size, num_classes), min((rank + 1) * size, num_classes))
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, such that neighbours give unrelated streams."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+        state ^= state >> 31
+    return state >> 1
+
+
+def initial_centres(
+    classes: range, embedding_size: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Normal centres [K, D] that depend on (seed, class) alone, so on no number of ranks."""
+    weight_KD = torch.empty(len(classes), embedding_size, dtype=dtype, device=device)
+    first_block = classes.start // INIT_BLOCK
+    for block in range(first_block, -(-classes.stop // INIT_BLOCK) if len(classes) else 0):
+        generator = torch.Generator().manual_seed(mix_seed(seed, block))
+        block_start = block * INIT_BLOCK
+        rows = torch.randn(INIT_BLOCK, embedding_size, generator=generator) * INIT_STD
+        low, high = max(classes.start, block_start), min(classes.stop, block_start + INIT_BLOCK)
+        weight_KD[low - classes.start : high - classes.start] = rows[
+            low - block_start : high - block_start
+        ]
+    return weight_KD
