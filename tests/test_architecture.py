@@ -18,7 +18,8 @@ LAYERS = [
     {"backbones"},
     {"data"},
     {"parallel"},
-    {"config", "commands"},
+    {"config_file", "commands"},
+    {"config"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAX_LINES = 260

@@ -1,0 +1,163 @@
+"""The configuration: every key, its default, and the checks that span keys.
+
+`config_file.py` reads it from YAML. Only the launcher, the trainer and builders see a Config.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str = "run"
+    folder: str | None = None  # default: runs/<name>
+    seed: int = 0
+    epochs: float | None = None  # passes over the data; either this or steps
+    steps: int | None = None  # optimizer steps
+    resume: str = "auto"  # auto: the run folder's last checkpoint | never | a checkpoint's path
+
+
+@dataclass(frozen=True)
+class Data:
+    train: Any = None  # a .rec file, a folder of identities, a glob, or a list of them
+    loader: str = "auto"  # auto | cpu
+    batch_size: int = 128  # images per rank and step
+    image_size: int = 112  # pixels; images are decoded to this size
+    augment: str = "flip"  # none | flip
+    num_threads: int = 4  # decoding threads per rank
+    max_corrupt_share: float = 0.05  # of the images read; above it training stops
+
+
+@dataclass(frozen=True)
+class Backbone:
+    name: str = "r50"  # tiny | r18 | r34 | r50 | r100 | r200
+    embedding_size: int = 512
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory
+    channels_last: bool = False  # memory format of images and convolutions
+    init: str | None = None  # exported backbone (.safetensors) to start from
+
+
+@dataclass(frozen=True)
+class Head:
+    sample_rate: float = 1.0  # share of the classes that are negatives in a step; 1 is exact
+    dtype: str = "fp32"  # fp32 | bf16: operands of the head's matrix products
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: str = "sgd"  # sgd | adamw; for backbone and head
+    lr: float = 0.1
+    reference_batch: int | None = None  # lr is for this many images a step, and scaled
+    #                                     linearly to the real number; null: taken as it is
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 5e-4
+    schedule: str = "polynomial"  # polynomial | cosine; over the whole run, down to 0
+    power: float = 2.0  # of the polynomial schedule
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = 5.0  # of the backbone's gradient; null: no clipping
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    sets: dict[str, str] = field(default_factory=dict)  # name: path of a .bin of pairs
+    every: int | None = None  # steps; null: at the end only
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int | None = 1000  # steps; null: only at the end and when stopped
+    keep: int = 2  # the last so many stay
+
+
+@dataclass(frozen=True)
+class Log:
+    every: int = 50  # steps
+    tensorboard: bool = True
+    wandb: str = "off"  # off | offline | online
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    backbone: Backbone = field(default_factory=Backbone)
+    head: Head = field(default_factory=Head)
+    # name: kappaface | arcface | cosface, scale, and the margin's own keys
+    margin: dict[str, Any] = field(default_factory=lambda: {"name": "kappaface"})
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    precision: str = "fp32"  # bf16 | fp16 | fp32: the backbone's autocast
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps everything."""
+        return Path(self.run.folder or f"runs/{self.run.name}")
+
+
+CHOICES = {
+    "data.loader": ("auto", "cpu"),
+    "data.augment": ("none", "flip"),
+    "head.dtype": ("fp32", "bf16"),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.schedule": ("polynomial", "cosine"),
+    "precision": ("bf16", "fp16", "fp32"),
+    "log.wandb": ("off", "offline", "online"),
+}
+AT_LEAST_ONE = (
+    "data.batch_size",
+    "data.image_size",
+    "data.num_threads",
+    "backbone.embedding_size",
+    "optimizer.reference_batch",
+    "evaluate.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.every",
+    "run.steps",
+)
+POSITIVE = ("run.epochs", "optimizer.lr", "optimizer.power", "optimizer.clip_norm")
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError for values out of range, and for keys that contradict each other."""
+
+    def value(key: str) -> Any:
+        found: Any = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    for key, choices in CHOICES.items():
+        if value(key) not in choices:
+            raise ValueError(f"{key} is {value(key)!r}: choose one of {', '.join(choices)}")
+    for key in AT_LEAST_ONE:
+        if value(key) is not None and value(key) < 1:
+            raise ValueError(f"{key} is {value(key)}: it must be at least 1")
+    for key in POSITIVE:
+        if value(key) is not None and value(key) <= 0:
+            raise ValueError(f"{key} is {value(key)}: it must be above 0")
+    if (config.run.epochs is None) == (config.run.steps is None):
+        raise ValueError(
+            f"run.epochs is {config.run.epochs} and run.steps is {config.run.steps}:"
+            " set exactly one of them"
+        )
+    if not config.data.train:
+        raise ValueError("data.train is not set: give a .rec file or a folder of identities")
+    if not 0.0 <= config.data.max_corrupt_share <= 1.0:
+        raise ValueError(
+            f"data.max_corrupt_share is {config.data.max_corrupt_share}: it is a share, 0 to 1"
+        )
+    if config.optimizer.warmup_epochs < 0:
+        raise ValueError(f"optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, below 0")
+    if config.run.epochs is not None and config.optimizer.warmup_epochs >= config.run.epochs:
+        raise ValueError(
+            f"optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, but the run has only"
+            f" {config.run.epochs} epochs: warm up for less"
+        )
+    if config.evaluate.every is not None and not config.evaluate.sets:
+        raise ValueError(
+            "evaluate.every is set, but evaluate.sets is empty: name a set or unset it"
+        )
