@@ -49,7 +49,7 @@ def test_what_is_written_reads_back(write):
     ("override", "message"),
     [
         ("optimizer.lrr=3", "unknown key optimizer.lrr: did you mean optimizer.lr?"),
-        ("optimzer.lr=3", "unknown key optimzer: did you mean optimizer?"),
+        ("optimiser.lr=3", "unknown key optimiser: did you mean optimizer?"),
         ("optimizer.lr=abc", "optimizer.lr: Value 'abc'"),
         ("data=3", "data is 3: it is a section of keys"),
         ("nonsense", "'nonsense' is not of the form key=value"),
