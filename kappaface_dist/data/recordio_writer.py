@@ -1,0 +1,102 @@
+"""Writes RecordIO files, byte for byte as MXNet does.
+
+A record is a header (flag, label, key, 0) followed by the payload, cut into parts wherever one of
+its words equals the magic number. So a magic number at a multiple of four bytes always starts a
+part, which is what lets a reader find the records of a file without its .idx.
+"""
+
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+
+MAGIC = 0xCED7230A
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+# The two words before each part are MAGIC and (cflag << 29 | length in bytes).
+CFLAG_WHOLE, CFLAG_FIRST, CFLAG_MIDDLE, CFLAG_LAST = range(4)
+CFLAG_SHIFT = 29
+MAX_LABEL = 1 << 24  # a 32-bit float holds every whole number up to here
+MAX_PART_BYTES = (1 << CFLAG_SHIFT) - 1
+# flag (0: the label is the next field; n: n float labels precede the payload), label, key, unused.
+RECORD_HEADER = struct.Struct("<IfQQ")
+
+
+class RecordWriter:
+    """Writes prefix.rec and prefix.idx; use it as a context manager.
+
+    The files get their names when the block is left without an error: what was cut short is never
+    taken for a dataset.
+    """
+
+    def __init__(self, prefix: str | Path):
+        self.record_path = Path(f"{prefix}.rec")
+        self.index_path = Path(f"{prefix}.idx")
+        self.num_written = 0
+
+    def __enter__(self) -> "RecordWriter":
+        self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        self._record = _partial(self.record_path).open("wb")
+        self._index = _partial(self.index_path).open("w", encoding="ascii", newline="\n")
+        return self
+
+    def write(self, label: float, payload: bytes) -> None:
+        """Append one image; its key is the number of images before it.
+
+        Raises:
+            ValueError: the label is not a class number that a 32-bit float holds exactly (they run
+                to 16,777,216), or the payload is over 512 MB.
+        """
+        if not (0 <= label <= MAX_LABEL and label == int(label)):
+            raise ValueError(
+                f"label {label} of record {self.num_written} cannot be written: RecordIO labels are"
+                " 32-bit floats, so class numbers are whole and run from 0 to"
+                f" {MAX_LABEL}"
+            )
+        body = RECORD_HEADER.pack(0, label, self.num_written, 0) + payload
+        if len(body) > MAX_PART_BYTES:
+            raise ValueError(
+                f"record {self.num_written} has {len(payload)} bytes, RecordIO holds at most"
+                f" {MAX_PART_BYTES - RECORD_HEADER.size}: store a smaller image"
+            )
+        self._index.write(f"{self.num_written}\t{self._record.tell()}\n")
+        self._record.write(encode_record(body))
+        self.num_written += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for stream, path in ((self._record, self.record_path), (self._index, self.index_path)):
+            stream.close()
+            if kind is None:
+                os.replace(_partial(path), path)
+            else:
+                _partial(path).unlink(missing_ok=True)
+
+
+def encode_record(body: bytes) -> bytes:
+    """The parts of one record: body without the words that equal MAGIC, framed and padded."""
+    pieces = []
+    start = 0
+    found = body.find(MAGIC_BYTES)
+    while found >= 0:
+        if found % 4 == 0:
+            pieces.append(_frame(CFLAG_FIRST if start == 0 else CFLAG_MIDDLE, body[start:found]))
+            start = found + 4
+            found = body.find(MAGIC_BYTES, start)
+        else:
+            found = body.find(MAGIC_BYTES, found + 1)
+    pieces.append(_frame(CFLAG_LAST if start else CFLAG_WHOLE, body[start:]))
+    return b"".join(pieces)
+
+
+def _frame(cflag: int, part: bytes) -> bytes:
+    return (
+        struct.pack("<II", MAGIC, cflag << CFLAG_SHIFT | len(part)) + part + bytes(-len(part) % 4)
+    )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
