@@ -1,0 +1,120 @@
+"""Keeps what was learnt about a dataset (where its images lie, their labels) for the next start.
+
+A cache file is a line of JSON (fingerprint of the source, checksum, names and shapes of arrays),
+padded, followed by the arrays themselves, which are memory-mapped when it is read. No code can come
+out of it, and one that is cut off, altered or about another state of the source is made anew.
+"""
+
+import json
+import logging
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+FORMAT = "kappaface index 1"
+SUFFIX = ".kfindex"
+ALIGNMENT = 64
+
+
+def load_or_build(source: Path, fingerprint: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays that build() makes of source, from a cache file if one fits the fingerprint.
+
+    The cache lies beside the source (inside it for a folder), or, where that is read-only, in
+    $KAPPAFACE_CACHE or ~/.cache/kappaface_dist.
+    """
+    places = cache_paths(source)
+    for path in places:
+        cached = read(path, fingerprint)
+        if cached is not None:
+            return cached
+    arrays = build()
+    for path in places:
+        try:
+            write(path, fingerprint, arrays)
+        except OSError:
+            continue
+        # Read back: the mapped file is shared by all processes, the built arrays are not.
+        return read(path, fingerprint) or arrays
+    logger.warning("the index of %s cannot be kept: no place of %s is writable", source, places)
+    return arrays
+
+
+def cache_paths(source: Path) -> list[Path]:
+    """Where the cache of source may lie, in order of preference."""
+    beside = source / SUFFIX if source.is_dir() else source.with_name(source.name + SUFFIX)
+    folder = os.environ.get("KAPPAFACE_CACHE") or Path.home() / ".cache" / "kappaface_dist"
+    name = sha256(os.fsencode(source.resolve())).hexdigest()[:32]
+    return [beside, Path(folder) / (name + SUFFIX)]
+
+
+def write(path: Path, fingerprint: str, arrays: Arrays) -> None:
+    """Write the arrays to path, all or nothing."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "checksum": _checksum(contiguous),
+        "arrays": [[name, array.dtype.str, array.shape] for name, array in contiguous.items()],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: several machines may write into one shared folder at once.
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(_padded(json.dumps(header).encode() + b"\n"))
+            for array in contiguous.values():
+                stream.write(array.data)
+                stream.write(bytes(-array.nbytes % ALIGNMENT))
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path, fingerprint: str) -> Arrays | None:
+    """The arrays in a cache file; None where it is absent, damaged or of another fingerprint."""
+    try:
+        with path.open("rb") as stream:
+            line = stream.readline(1 << 16)
+            header = json.loads(line)
+            if header["format"] != FORMAT or header["fingerprint"] != fingerprint:
+                return None
+        at = len(_padded(line))
+        arrays: Arrays = {}
+        for name, dtype, shape in header["arrays"]:
+            num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+            if num_bytes:
+                arrays[name] = np.memmap(path, dtype, "r", offset=at, shape=tuple(shape))
+            else:  # nothing cannot be mapped
+                arrays[name] = np.empty(shape, dtype)
+            at += num_bytes + -num_bytes % ALIGNMENT
+        if _checksum(arrays) == header["checksum"]:
+            return arrays
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cached index %s is unusable and made anew (%s)", path, error)
+        return None
+    logger.warning("the cached index %s is damaged and made anew", path)
+    return None
+
+
+def _checksum(arrays: Arrays) -> int:
+    checksum = 0
+    for array in arrays.values():
+        checksum = zlib.crc32(array.data if array.size else b"", checksum)
+    return checksum
+
+
+def _padded(line: bytes) -> bytes:
+    return line + bytes(-len(line) % ALIGNMENT)
