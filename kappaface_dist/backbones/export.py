@@ -1,0 +1,86 @@
+"""A trained backbone as one file: safetensors, with what is needed to build it again."""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from kappaface_dist.backbones import build_backbone
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """What build_backbone needs to make the network of an exported file."""
+
+    name: str
+    embedding_size: int
+    image_size: int
+
+
+def save_backbone(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    name: str,
+    embedding_size: int,
+    image_size: int,
+) -> None:
+    """Write the parameters and buffers of build_backbone(name, ...); whole or not at all.
+
+    model is the network itself, without a wrapper of DDP or torch.compile around it.
+    """
+    settings = BackboneSettings(name, embedding_size, image_size)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    expected = build_backbone(name, embedding_size=embedding_size, image_size=image_size)
+    assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".part")
+    save_file(tensors, unfinished, {key: str(value) for key, value in asdict(settings).items()})
+    unfinished.replace(target)
+
+
+def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSettings]:
+    """Build the network of an exported file, on the CPU and in training mode, with its weights.
+
+    Raises:
+        ValueError: the file is damaged, or is not such an export.
+        OSError: the file cannot be read.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file, expected an exported backbone.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}): is the file complete?"
+        ) from error
+    try:
+        settings = BackboneSettings(
+            metadata["name"], int(metadata["embedding_size"]), int(metadata["image_size"])
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} has the metadata {metadata}, expected name, embedding_size and image_size as"
+            " this project's export writes them"
+        ) from error
+    model = build_backbone(
+        settings.name, embedding_size=settings.embedding_size, image_size=settings.image_size
+    )
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if found != expected:
+        different = {key for key, _ in found.items() ^ expected.items()}
+        example = min(different)
+        raise ValueError(
+            f"{path} does not hold a {settings.name} of {settings.embedding_size} numbers at"
+            f" {settings.image_size} pixels: {len(different)} tensors differ, for example {example}"
+            f" is {found.get(example, 'absent')}, expected {expected.get(example, 'none')}"
+        )
+    model.load_state_dict(tensors)
+    return model, settings
