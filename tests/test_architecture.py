@@ -17,6 +17,7 @@ LAYERS = [
     {"head"},
     {"backbones"},
     {"data"},
+    {"signals"},
     {"parallel"},
     {"config_file", "commands"},
     {"config"},
