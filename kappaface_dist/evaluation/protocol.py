@@ -1,0 +1,113 @@
+"""The numbers of 1:1 verification, from one score and one truth per pair.
+
+Shapes: P pairs, T thresholds, F folds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# The grid on which the field looks for its threshold: squared distances of unit vectors, 0 to 4.
+FIELD_THRESHOLDS_T = np.arange(0, 4, 0.01)
+NUM_FOLDS = 10
+
+
+@dataclass(frozen=True)
+class Roc:
+    """Accept rates at every threshold that gives another answer, from "none" to "all".
+
+    far_T[i] and tar_T[i] are the shares of different and of same pairs whose distance is at most
+    threshold_T[i]; the first threshold is below every distance.
+    """
+
+    far_T: np.ndarray
+    tar_T: np.ndarray
+    threshold_T: np.ndarray
+
+
+def fold_accuracies(
+    distance_P: np.ndarray,
+    same_P: np.ndarray,
+    num_folds: int = NUM_FOLDS,
+    thresholds_T: np.ndarray = FIELD_THRESHOLDS_T,
+) -> np.ndarray:
+    """Accuracy on each fold, at the threshold that is best on the other folds.
+
+    Exactly the field's protocol (LFW view 2, as InsightFace and facenet compute it): folds are
+    consecutive blocks of pairs, the first P mod F of them one pair longer; a pair is called the
+    same if its distance is below the threshold; of equally good thresholds the lowest is taken.
+
+    Args:
+        distance_P: squared distances of unit embeddings.
+        same_P: True where the pair shows one person.
+
+    Returns:
+        accuracy_F, shares from 0 to 1.
+    """
+    num_pairs = len(distance_P)
+    assert 2 <= num_folds <= num_pairs
+    size_F = np.full(num_folds, num_pairs // num_folds)
+    size_F[: num_pairs % num_folds] += 1
+    fold_P = np.repeat(np.arange(num_folds), size_F)
+    # The lowest threshold that calls the pair the same, one past the last if none does.
+    lowest_P = np.searchsorted(thresholds_T, distance_P, side="right")
+    # A pair that begins to be accepted adds a right answer if it is a same pair, else takes one.
+    change_TF = np.zeros((len(thresholds_T) + 1, num_folds), dtype=np.int64)
+    np.add.at(change_TF, (lowest_P, fold_P), np.where(same_P, 1, -1))
+    different_F = np.bincount(fold_P, weights=~same_P).astype(np.int64)
+    right_TF = different_F + np.cumsum(change_TF[:-1], axis=0)
+    elsewhere_TF = right_TF.sum(axis=1, keepdims=True) - right_TF
+    best_F = elsewhere_TF.argmax(axis=0)
+    return right_TF[best_F, np.arange(num_folds)] / size_F
+
+
+def best_accuracy(distance_P: np.ndarray, same_P: np.ndarray) -> float:
+    """The largest share of pairs that any threshold on the distance calls right."""
+    order = np.argsort(distance_P, kind="stable")
+    ends_T = _ends_of_ties(distance_P[order])
+    same_P = same_P[order]
+    right_T = np.cumsum(same_P)[ends_T] + np.sum(~same_P) - np.cumsum(~same_P)[ends_T]
+    return float(max(right_T.max(), np.sum(~same_P)) / len(same_P))
+
+
+def roc(distance_P: np.ndarray, same_P: np.ndarray) -> Roc:
+    """The receiver operating characteristic; tied distances are accepted together.
+
+    Raises:
+        ValueError: not a pair of each kind.
+    """
+    num_same, num_different = int(same_P.sum()), int((~same_P).sum())
+    if not num_same or not num_different:
+        raise ValueError(
+            f"{num_same} same and {num_different} different pairs, a ROC needs both kinds"
+        )
+    order = np.argsort(distance_P, kind="stable")
+    ends_T = _ends_of_ties(distance_P[order])
+    accepted_T = np.cumsum(same_P[order])[ends_T]
+    return Roc(
+        far_T=np.concatenate([[0.0], (ends_T + 1 - accepted_T) / num_different]),
+        tar_T=np.concatenate([[0.0], accepted_T / num_same]),
+        threshold_T=np.concatenate([[-np.inf], distance_P[order][ends_T]]),
+    )
+
+
+def area_under(curve: Roc) -> float:
+    """AUC: the chance that a same pair is closer than a different one, ties counting half."""
+    return float(np.trapezoid(curve.tar_T, curve.far_T))
+
+
+def tar_at_far(curve: Roc, num_different: int, far: float) -> float | None:
+    """The true accept rate at the loosest threshold whose false accept rate is at most far.
+
+    Nothing is interpolated. None where there are not enough pairs: fewer than 1 / far different
+    ones, so that the only rate under far is zero.
+    """
+    # 1e-9: a rate such as 3 / 3000 must not miss 1e-3 by its rounding.
+    if far * num_different < 1 - 1e-9:
+        return None
+    return float(curve.tar_T[np.flatnonzero(curve.far_T <= far * (1 + 1e-9))[-1]])
+
+
+def _ends_of_ties(sorted_P: np.ndarray) -> np.ndarray:
+    """Positions of the last of each run of equal values."""
+    return np.append(np.flatnonzero(np.diff(sorted_P)), len(sorted_P) - 1)
