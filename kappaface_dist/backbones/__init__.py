@@ -6,7 +6,7 @@ from torch import nn
 
 from kappaface_dist.backbones import iresnet
 
-BACKBONES = (*iresnet.DEPTHS, "tiny")
+BACKBONES = (*iresnet.DEPTHS, "tiny", "tiny_gn")
 
 
 def build_backbone(
@@ -19,7 +19,8 @@ def build_backbone(
     """A network that maps image_B3HW (float, about -1 to 1) to embedding_BD (float32, any length).
 
     Args:
-        name: r18, r34, r50, r100, r200 (InsightFace's iResNets) or tiny (for CPUs and tests).
+        name: r18, r34, r50, r100, r200 (InsightFace's iResNets), or for CPUs and tests tiny and
+            tiny_gn, whose steps do not depend on the number of ranks (GroupNorm).
         embedding_size: D, numbers per embedding.
         image_size: H = W in pixels, at least 16.
         checkpointing: recompute activations in the backward pass instead of keeping them: for all
@@ -44,7 +45,7 @@ def build_backbone(
         raise ValueError(
             f"backbone.checkpointing is {list(stages)}, expected true, false or stages from 1 to 4"
         )
-    build = iresnet.tiny if name == "tiny" else iresnet.iresnet
+    build = iresnet.iresnet if name in iresnet.DEPTHS else iresnet.tiny
     return build(
         name, embedding_size=embedding_size, image_size=image_size, checkpointed_stages=stages
     )

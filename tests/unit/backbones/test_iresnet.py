@@ -138,7 +138,7 @@ def test_init_is_the_fields():
     assert frozen == ["features.weight"]
 
 
-@pytest.mark.parametrize("name", ["r18", "tiny"])
+@pytest.mark.parametrize("name", ["r18", "tiny", "tiny_gn"])
 @pytest.mark.parametrize("image_size", [16, 50, 112])
 def test_image_size_is_a_setting(name, image_size):
     model = build_backbone(name, embedding_size=24, image_size=image_size)
@@ -147,7 +147,7 @@ def test_image_size_is_a_setting(name, image_size):
     assert embedding.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["r18", "tiny"])
+@pytest.mark.parametrize("name", ["r18", "tiny", "tiny_gn"])
 def test_embedding_is_float32_under_autocast(name):
     model = build_backbone(name, embedding_size=8, image_size=16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -173,7 +173,7 @@ def saved_for_backward(model, image):
     return gradients, {n: b.clone() for n, b in model.named_buffers()}, total
 
 
-@pytest.mark.parametrize("name", ["r18", "tiny"])
+@pytest.mark.parametrize("name", ["r18", "tiny", "tiny_gn"])
 def test_checkpointing_changes_memory_and_nothing_else(name):
     image = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     results = []
@@ -187,6 +187,17 @@ def test_checkpointing_changes_memory_and_nothing_else(name):
             assert all(torch.equal(found[key], expected[key]) for key in expected)
     kept = [total for *_, total in results]
     assert kept[0] > kept[1] > kept[2]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_gn"])
+def test_only_tiny_gn_is_independent_of_the_rest_of_the_batch(name):
+    model = build_backbone(name, embedding_size=32, image_size=32)
+    image = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = model(image)
+    parts = torch.cat([model(image[:2]), model(image[2:])])
+    assert torch.allclose(whole, parts, atol=1e-5) == (name == "tiny_gn")
+    # The last normalisation has no trained scale, whichever it is.
+    assert not model.features.weight.requires_grad
 
 
 def test_mistakes_are_named():
