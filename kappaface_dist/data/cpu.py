@@ -1,0 +1,137 @@
+"""Decodes images with a pool of threads; libjpeg-turbo works outside Python's lock.
+
+Shapes: B images on this rank, H W the image size.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from kappaface_dist.data.catalog import Catalog
+from kappaface_dist.data.images import decode_image
+
+# Unreadable images in a row: so many are no accident, and looking further would take for ever.
+MAX_IN_A_ROW = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read for one batch."""
+
+    index_B: np.ndarray  # images of the catalog
+    flip_B: np.ndarray  # which of them to mirror
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """One decoded batch in host memory, pinned if asked for."""
+
+    image_BHW3: torch.Tensor  # uint8
+    label_B: torch.Tensor  # int64
+    num_replaced: int  # requested images that were unreadable, another taken instead
+    unreadable: dict[int, str] = field(default_factory=dict)  # image of the catalog -> why
+
+
+class CpuDecoder:
+    """Decodes the batches that are asked for, some ahead of the caller.
+
+    An unreadable image is replaced by the next readable one of the catalog, with that one's label.
+    """
+
+    def __init__(self, catalog: Catalog, *, image_size: int, num_threads: int, pin_memory: bool):
+        self._catalog = catalog
+        self._image_size = image_size
+        self._num_threads = num_threads
+        self._pin_memory = pin_memory
+        self._unreadable: dict[int, str] = {}  # written by all threads, one entry at a time
+
+    def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
+        """Decode the requests in order, up to `ahead` of them before they are taken.
+
+        Leaving the iterator ends its threads.
+
+        Raises:
+            ValueError: many images in a row are unreadable.
+        """
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode")
+        pending: deque[_Pending] = deque()
+        try:
+            for request in requests:
+                pending.append(self._submit(pool, request))
+                if len(pending) > ahead:
+                    yield pending.popleft().wait()
+            while pending:
+                yield pending.popleft().wait()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Pending":
+        num, size = len(request.index_B), self._image_size
+        image_BHW3 = torch.empty(
+            (num, size, size, 3), dtype=torch.uint8, pin_memory=self._pin_memory
+        )
+        label_B = torch.empty(num, dtype=torch.int64)
+        # One task per thread: fewer hand-overs than one per image, and still all threads busy.
+        bounds = np.linspace(0, num, min(self._num_threads, num) + 1).astype(int)
+        tasks = [
+            pool.submit(
+                self._decode,
+                request.index_B[first:end],
+                request.flip_B[first:end],
+                image_BHW3.numpy()[first:end],
+                label_B.numpy()[first:end],
+            )
+            for first, end in itertools.pairwise(bounds)
+        ]
+        return _Pending(image_BHW3, label_B, tasks)
+
+    def _decode(
+        self, index_B: np.ndarray, flip_B: np.ndarray, image_BHW3: np.ndarray, label_B: np.ndarray
+    ) -> tuple[int, dict[int, str]]:
+        """Fill the two arrays; the number of replaced images, and which were unreadable."""
+        num_replaced = 0
+        unreadable: dict[int, str] = {}
+        for i, index in enumerate(index_B.tolist()):
+            taken, pixels_HW3 = self._first_readable(index, unreadable)
+            num_replaced += taken != index
+            image_BHW3[i] = pixels_HW3[:, ::-1] if flip_B[i] else pixels_HW3
+            label_B[i] = self._catalog.label_I[taken]
+        return num_replaced, unreadable
+
+    def _first_readable(self, index: int, unreadable: dict[int, str]) -> tuple[int, np.ndarray]:
+        num_images = self._catalog.num_images
+        for step in range(min(MAX_IN_A_ROW, num_images)):
+            candidate = (index + step) % num_images
+            reason = self._unreadable.get(candidate)
+            if reason is None:
+                try:
+                    payload = self._catalog.read(candidate)
+                    return candidate, decode_image(payload, self._image_size)
+                except (ValueError, OSError) as error:
+                    reason = self._unreadable[candidate] = str(error)
+            unreadable[candidate] = reason
+        raise ValueError(
+            f"{self._catalog.where(index)} and the {step} images after it are unreadable"
+            f" ({unreadable[index]}): rebuild the dataset"
+        )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    image_BHW3: torch.Tensor
+    label_B: torch.Tensor
+    tasks: list[Future[tuple[int, dict[int, str]]]]
+
+    def wait(self) -> HostBatch:
+        num_replaced = 0
+        unreadable: dict[int, str] = {}
+        for task in self.tasks:
+            replaced, reasons = task.result()
+            num_replaced += replaced
+            unreadable |= reasons
+        return HostBatch(self.image_BHW3, self.label_B, num_replaced, unreadable)

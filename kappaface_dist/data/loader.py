@@ -1,0 +1,169 @@
+"""Batches for training, ready on the device.
+
+Shapes: B images on this rank, H W the image size.
+"""
+
+import logging
+import os
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kappaface_dist import parallel
+from kappaface_dist.data.augment import check_preset, draw_flips
+from kappaface_dist.data.catalog import Catalog
+from kappaface_dist.data.cpu import CpuDecoder, HostBatch, Request
+from kappaface_dist.data.sampler import Shuffle
+
+logger = logging.getLogger(__name__)
+
+LOADERS = ("auto", "cpu")
+BATCHES_AHEAD = 3
+
+
+class Batch(NamedTuple):
+    """What one step trains on."""
+
+    image_B3HW: torch.Tensor  # float32 in [-1, 1]
+    label_B: torch.Tensor  # int64
+
+
+class Loader:
+    """This rank's part of the image stream, decoded in the background.
+
+    Attributes:
+        num_read: images delivered to this rank.
+        num_corrupt: how many of them were unreadable and replaced by the next readable image.
+        corrupt: the unreadable images met so far, each once: (where it lies, why).
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        batch_size: int,
+        image_size: int,
+        augment: str,
+        num_threads: int,
+        seed: int,
+        device: torch.device,
+    ):
+        check_preset(augment)
+        self.num_read = 0
+        self.num_corrupt = 0
+        self.corrupt: list[tuple[str, str]] = []
+        self._catalog = catalog
+        self._shuffle = Shuffle(catalog.num_images, seed)
+        self._batch_size = batch_size
+        self._augment = augment
+        self._device = device
+        self._reported: set[int] = set()
+        self._running: Generator[Batch, None, None] | None = None
+        self._decoder = CpuDecoder(
+            catalog,
+            image_size=image_size,
+            num_threads=num_threads or threads_per_rank(),
+            pin_memory=device.type == "cuda",
+        )
+
+    def batches(self, position: int, num_steps: int) -> Iterator[Batch]:
+        """The batches of num_steps steps, the first of which begins at position of the stream.
+
+        Ends the iterator of an earlier call.
+
+        Raises:
+            ValueError: a thousand images in a row are unreadable.
+        """
+        self.close()
+        self._running = self._run(position, num_steps)
+        return self._running
+
+    def close(self) -> None:
+        """End the threads of the running iterator."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _run(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
+        decoded = self._decoder.batches(self._requests(position, num_steps), BATCHES_AHEAD)
+        try:
+            for host in decoded:
+                self._count(host)
+                image_B3HW = normalise(host.image_BHW3.to(self._device, non_blocking=True))
+                yield Batch(image_B3HW, host.label_B.to(self._device, non_blocking=True))
+        finally:
+            decoded.close()
+
+    def _requests(self, position: int, num_steps: int) -> Iterator[Request]:
+        stride = self._batch_size * parallel.world_size()
+        first = position + self._batch_size * parallel.rank()
+        for start in range(first, first + stride * num_steps, stride):
+            position_B = np.arange(start, start + self._batch_size)
+            yield Request(
+                self._shuffle.indices(start, self._batch_size),
+                draw_flips(self._augment, self._shuffle.seed, position_B),
+            )
+
+    def _count(self, host: HostBatch) -> None:
+        self.num_read += len(host.label_B)
+        self.num_corrupt += host.num_replaced
+        for index, reason in host.unreadable.items():
+            if index not in self._reported:
+                self._reported.add(index)
+                self.corrupt.append((self._catalog.where(index), reason))
+                logger.warning("left out: %s: %s", *self.corrupt[-1])
+
+
+def build_loader(
+    catalog: Catalog,
+    *,
+    loader: str = "auto",
+    batch_size: int,
+    image_size: int = 112,
+    augment: str = "flip",
+    num_threads: int = 0,
+    seed: int = 0,
+    device: torch.device,
+) -> Loader:
+    """Make the loader of this rank.
+
+    Args:
+        catalog: the dataset.
+        loader: "auto" or "cpu".
+        batch_size: images per rank and step.
+        image_size: height and width that the network sees, in pixels.
+        augment: name of a preset in augment.py.
+        num_threads: decoder threads; 0 for this rank's share of the machine's cores.
+        seed: of the order and of the random changes.
+        device: where the batches go.
+
+    Raises:
+        ValueError: there is no such loader or preset.
+    """
+    if loader not in LOADERS:
+        raise ValueError(f"data.loader is {loader!r}, it can be: {', '.join(LOADERS)}")
+    return Loader(
+        catalog,
+        batch_size=batch_size,
+        image_size=image_size,
+        augment=augment,
+        num_threads=num_threads,
+        seed=seed,
+        device=device,
+    )
+
+
+def normalise(image_BHW3: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels -> (x - 127.5) / 127.5, channels first, float32."""
+    num, height, width, channels = image_BHW3.shape
+    image_B3HW = torch.empty((num, channels, height, width), device=image_BHW3.device)
+    return image_B3HW.copy_(image_BHW3.permute(0, 3, 1, 2)).sub_(127.5).div_(127.5)
+
+
+def threads_per_rank() -> int:
+    """The cores that this process may use, divided by the processes on this machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

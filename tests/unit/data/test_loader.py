@@ -1,0 +1,166 @@
+"""Batches: right pixels, labels and order, on any number of ranks, in spite of corrupt images."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kappaface_dist.data.augment import draw_flips
+from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.data.loader import build_loader
+from kappaface_dist.data.sampler import Shuffle
+from tests.processes import run_on_ranks
+from tests.unit.data.made_records import jpeg, record, write_records
+
+NUM_IMAGES = 23
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Every image has a class of its own, so that labels tell which images came."""
+    return write_records(tmp_path / "train.rec", list(range(NUM_IMAGES)), size=32)
+
+
+def loader_of(path, **changes):
+    settings = {"batch_size": 4, "image_size": 32, "augment": "flip", "num_threads": 2, "seed": 7}
+    return build_loader(open_catalog(path), device=torch.device("cpu"), **(settings | changes))
+
+
+def labels_of(loader, position, num_steps):
+    return [batch.label_B.numpy() for batch in loader.batches(position, num_steps)]
+
+
+def test_pixels_are_those_of_pillow(dataset):
+    loader = loader_of(dataset)
+    flips = draw_flips("flip", 7, np.arange(40))
+    assert 8 < flips.sum() < 32
+    seen = 0
+    for batch in loader.batches(0, 10):
+        assert batch.image_B3HW.dtype == torch.float32
+        assert batch.label_B.dtype == torch.int64
+        for image_3HW, label in zip(batch.image_B3HW, batch.label_B.tolist(), strict=True):
+            oracle_HW3 = np.asarray(Image.open(io.BytesIO(jpeg(label, 32))).convert("RGB"))
+            oracle_3HW = (oracle_HW3.astype(np.float32).transpose(2, 0, 1) - 127.5) / 127.5
+            if flips[seen]:
+                oracle_3HW = oracle_3HW[:, :, ::-1]
+            # Two builds of libjpeg may differ by a rounding of the colour conversion.
+            assert np.abs(image_3HW.numpy() - oracle_3HW).max() <= 2 / 127.5
+            seen += 1
+    assert loader.num_read == seen == 40
+    assert loader.num_corrupt == 0
+
+
+def test_without_augmentation_nothing_is_mirrored(dataset):
+    once = [batch.image_B3HW for batch in loader_of(dataset, augment="none").batches(0, 6)]
+    upright = {image.numpy().tobytes() for image in torch.cat(once)}
+    both = [batch.image_B3HW for batch in loader_of(dataset, augment="flip").batches(0, 6)]
+    mirrored = [image for image in torch.cat(both) if image.numpy().tobytes() not in upright]
+    assert len(mirrored) == draw_flips("flip", 7, np.arange(24)).sum()
+    assert all(image.flip(-1).contiguous().numpy().tobytes() in upright for image in mirrored)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 8])
+def test_the_order_is_the_streams(dataset, num_threads):
+    labels = np.concatenate(labels_of(loader_of(dataset, num_threads=num_threads), 0, 12))
+    np.testing.assert_array_equal(labels, Shuffle(NUM_IMAGES, 7).indices(0, 48))
+
+
+def test_resuming_continues_exactly(dataset):
+    whole = list(loader_of(dataset).batches(0, 9))
+    rest = list(loader_of(dataset).batches(5 * 4, 4))
+    for expected, found in zip(whole[5:], rest, strict=True):
+        assert torch.equal(expected.image_B3HW, found.image_B3HW)
+        assert torch.equal(expected.label_B, found.label_B)
+
+
+def _labels_on_this_rank(path, position, num_steps):
+    return np.stack(labels_of(loader_of(path), position, num_steps))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_ranks_share_the_stream(dataset, num_ranks):
+    open_catalog(dataset)  # fills the cache before the processes start
+    position, num_steps = 6, 10
+    by_rank = run_on_ranks(num_ranks, _labels_on_this_rank, dataset, position, num_steps)
+    assert all(labels.shape == (num_steps, 4) for labels in by_rank)
+    together = np.stack(by_rank, axis=1).reshape(-1)
+    expected = Shuffle(NUM_IMAGES, 7).indices(position, num_steps * 4 * num_ranks)
+    np.testing.assert_array_equal(together, expected)
+    start = NUM_IMAGES - position
+    epoch = together[start : start + NUM_IMAGES]
+    assert sorted(epoch) == list(range(NUM_IMAGES))
+
+
+def with_corrupt_images(path, corrupt):
+    payloads = [jpeg(i, 32) for i in range(NUM_IMAGES)]
+    for i in corrupt:
+        payloads[i] = payloads[i][: len(payloads[i]) // 2]
+    path.write_bytes(b"".join(record(i, payload, i) for i, payload in enumerate(payloads)))
+    return path
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_corrupt_images_are_counted_reported_and_replaced(tmp_path, caplog, num_threads):
+    corrupt = {5, 6, NUM_IMAGES - 1}
+    replacement = {5: 7, 6: 7, NUM_IMAGES - 1: 0}
+    path = with_corrupt_images(tmp_path / "train.rec", corrupt)
+    loader = loader_of(path, num_threads=num_threads, augment="none")
+    drawn = Shuffle(NUM_IMAGES, 7).indices(0, 3 * NUM_IMAGES)
+    catalog = open_catalog(path)
+    position = 0
+    for batch in loader.batches(0, 3 * NUM_IMAGES // 4):
+        for image_3HW, label in zip(batch.image_B3HW, batch.label_B.tolist(), strict=True):
+            index = int(drawn[position])
+            assert label == replacement.get(index, index)
+            oracle = np.asarray(Image.open(io.BytesIO(catalog.read(label))).convert("RGB"))
+            found = (image_3HW.permute(1, 2, 0) * 127.5 + 127.5).round().numpy()
+            assert np.abs(found - oracle.astype(np.float32)).max() <= 2
+            position += 1
+    assert loader.num_read == position
+    assert loader.num_corrupt == sum(int(index) in corrupt for index in drawn[:position])
+    reported = [where for where, _ in loader.corrupt]
+    assert len(reported) == 3  # each once, though each was drawn three times
+    for i in corrupt:
+        assert sum(f"train.rec record {i} (" in where for where in reported) == 1
+        assert caplog.text.count(f"train.rec record {i} (") == 1
+
+
+def test_nothing_is_counted_before_it_is_delivered(dataset):
+    loader = loader_of(dataset)
+    next(loader.batches(0, 100))
+    assert loader.num_read == 4
+
+
+def test_a_dataset_without_a_readable_image_stops(tmp_path):
+    path = with_corrupt_images(tmp_path / "train.rec", range(NUM_IMAGES))
+    with pytest.raises(ValueError, match=f"the {NUM_IMAGES - 1} images after it are unreadable"):
+        next(loader_of(path).batches(0, 3))
+
+
+@pytest.mark.parametrize("how", ["exhaust", "close", "break", "again"])
+def test_no_threads_are_left_behind(dataset, how):
+    before = threading.active_count()
+    loader = loader_of(dataset)
+    if how == "exhaust":
+        list(loader.batches(0, 3))
+    elif how == "close":
+        next(loader.batches(0, 100))
+        loader.close()
+    elif how == "again":
+        next(loader.batches(0, 100))
+        list(loader.batches(0, 2))
+    else:
+        batches = loader.batches(0, 100)
+        next(batches)
+        batches.close()
+    assert threading.active_count() == before
+
+
+def test_unknown_names(dataset):
+    with pytest.raises(ValueError, match=r"data\.loader is 'gpu', it can be: auto, cpu"):
+        loader_of(dataset, loader="gpu")
+    with pytest.raises(ValueError, match=r"data\.augment is 'lots', the presets are: none, flip"):
+        loader_of(dataset, augment="lots")

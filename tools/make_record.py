@@ -1,0 +1,67 @@
+"""Write a folder of photos, one folder per identity, as OUT/train.rec, train.idx and property.
+
+Example: python tools/make_record.py photos data/mine
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kappaface_dist import commands
+from kappaface_dist.data.make_record import make_record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="holds a folder of images per identity")
+    parser.add_argument("out", type=Path, help="folder for the result, made if absent")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=112,
+        metavar="PIXELS",
+        help="height and width of the images written; JPEGs that have it already are copied as they"
+        " are, others are resized and encoded anew (default: %(default)s)",
+    )
+    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    args = parser.parse_args()
+
+    report = make_record(
+        args.folder,
+        args.out,
+        image_size=args.image_size,
+        progress=lambda files: tqdm(files, unit=" images", dynamic_ncols=True),
+    )
+    for path, reason in report.unreadable:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    for path in report.ignored:
+        print(f"left out: {path}: not an image by its name", file=sys.stderr)
+    summary = (
+        f"{args.out / 'train.rec'}: {report.num_images} images of {len(report.class_names)}"
+        f" identities; left out: {len(report.unreadable)} unreadable,"
+        f" {len(report.ignored)} other files"
+    )
+    print(summary, file=sys.stderr if args.json == "-" else sys.stdout)
+    commands.write_json(
+        args.json,
+        {
+            "record": str(args.out / "train.rec"),
+            "num_images": report.num_images,
+            "num_classes": len(report.class_names),
+            "image_size": args.image_size,
+            "classes": [
+                {"name": name, "images": count}
+                for name, count in zip(report.class_names, report.count_C, strict=True)
+            ],
+            "unreadable": [{"file": path, "reason": why} for path, why in report.unreadable],
+            "ignored": report.ignored,
+        },
+    )
+
+
+if __name__ == "__main__":
+    commands.run(main)
