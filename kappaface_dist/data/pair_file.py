@@ -55,6 +55,8 @@ def read_pairs(path: str | os.PathLike[str]) -> PairFile:
         ValueError: the file is damaged, is something else, or would run code; says which.
         OSError: the file cannot be read.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}, expected a verification set (.bin)")
     try:
         # From memory, where a false length cannot make the read allocate more than the file holds.
         # encoding: Python 2 wrote the field's original files, whose images are its str.

@@ -180,3 +180,8 @@ def test_unreadable_text_file(tmp_path):
     path.write_text("this is no pickle\n")
     with pytest.raises(ValueError, match="not a readable pickle"):
         read_pairs(str(path))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(OSError, match=r"there is no file .*none\.bin, expected a verification set"):
+        read_pairs(tmp_path / "none.bin")

@@ -127,6 +127,7 @@ def test_one_kind_of_pairs_has_no_accuracy(same, kind):
     assert result.accuracy is result.auc is result.roc is None
     assert set(result.tar_at_far.values()) == {None}
     assert len(result.distance_P) == 12
+    assert pixel_baseline(coloured([same] * 12)) is None
 
 
 def test_too_few_pairs_for_folds():
