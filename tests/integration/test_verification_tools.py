@@ -1,0 +1,119 @@
+"""make_pairs.py and evaluate.py as a user starts them, on a folder of real or of made-up images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kappaface_dist.backbones import build_backbone
+from kappaface_dist.backbones.export import save_backbone
+from kappaface_dist.data.images import decode_image, encode_jpeg
+from kappaface_dist.data.pair_file import read_pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def start(*command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 4 identities with 5 photos of 24 x 24 pixels, each with a look of its own."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for identity in range(4):
+        (root / f"s{identity}").mkdir()
+        look = generator.integers(40, 216, (6, 6, 3))
+        for number in range(1, 6):
+            pixels = np.clip(look + generator.normal(0, 30, (6, 6, 3)), 0, 255).astype(np.uint8)
+            payload = encode_jpeg(pixels.repeat(4, 0).repeat(4, 1))
+            (root / f"s{identity}" / f"{number}.jpg").write_bytes(payload)
+    return root
+
+
+def test_make_pairs_then_evaluate_on_one_and_two_processes(photos, tmp_path):
+    made = start("tools/make_pairs.py", photos, tmp_path / "a.bin", "--image-size", 24, "--json=-")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout) == {
+        "identities": 4, "images": 20, "pairs": 80, "same_pairs": 40
+    }  # fmt: skip
+    pairs = read_pairs(tmp_path / "a.bin")
+    # Photos that are JPEGs of the asked size are stored as they are.
+    assert set(pairs.payloads) == {path.read_bytes() for path in photos.glob("*/*.jpg")}
+
+    torch.manual_seed(0)
+    model = build_backbone("tiny", embedding_size=16, image_size=24)
+    exported = tmp_path / "backbone.safetensors"
+    save_backbone(exported, model, name="tiny", embedding_size=16, image_size=24)
+    command = ["tools/evaluate.py", exported, "--set", f"a={tmp_path / 'a.bin'}", "--batch-size=4"]
+    one = start(*command, "--json", tmp_path / "one.json", "--plot", tmp_path / "roc.png")
+    two = start(*TORCHRUN, *command, "--json", tmp_path / "two.json")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+    assert one.stdout == two.stdout
+    report = json.loads((tmp_path / "one.json").read_text())
+    found = report["sets"]["a"]
+    assert report["backbone"] == "tiny"
+    assert 0.5 < found["accuracy"] <= 1
+    assert 0.5 < report["baselines"]["pixels"]["a"] <= 1
+    assert found["tar_at_far"].keys() == {f"1e-{digit}" for digit in range(1, 7)}
+    header, row, note = one.stdout.splitlines()
+    assert header.split()[:3] == ["set", "pairs", "accuracy"]
+    assert row.split()[:3] == ["a", "80", f"{100 * found['accuracy']:.2f}"]
+    assert note.startswith("a: 40 different pairs are not enough for FAR 1e-2")
+    assert (tmp_path / "roc.png").stat().st_size > 1000
+
+
+def test_make_pairs_from_a_list(photos, tmp_path):
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("1 1\ns0 1 5\ns1 2 s3 4\n")
+    out = tmp_path / "set.bin"
+    made = start("tools/make_pairs.py", photos, out, "--pairs", listed, "--image-size", 16)
+    assert made.returncode == 0, made.stderr
+    assert "2 pairs (1 same) of 4 images" in made.stdout
+    pairs = read_pairs(out)
+    assert pairs.same_P.tolist() == [True, False]
+    names = ["s0/1", "s0/5", "s1/2", "s3/4"]
+    for name, payload in zip(names, pairs.payloads, strict=True):
+        photo = decode_image((photos / f"{name}.jpg").read_bytes(), 16).astype(int)
+        assert np.abs(decode_image(payload, 16).astype(int) - photo).mean() < 4
+
+
+def test_mistakes_end_with_one_line(photos, tmp_path):
+    broken = tmp_path / "broken"
+    for identity in ("a", "b"):
+        (broken / identity).mkdir(parents=True)
+        for number in (1, 2):
+            (broken / identity / f"{number}.jpg").write_bytes(b"\xff\xd8 no more")
+    exported = tmp_path / "backbone.safetensors"
+    exported.write_bytes(b"nothing")
+    for command, message in (
+        (["tools/make_pairs.py", broken, tmp_path / "x.bin"], "1.jpg: not a readable image"),
+        (["tools/make_pairs.py", photos, "x.bin", "--image-size=0"], "--image-size is 0, expected"),
+        (["tools/evaluate.py", exported, "--set", "lfw"], "--set is 'lfw', expected NAME=PATH"),
+        (["tools/evaluate.py", exported, "--set", "a=b", "--set", "a=c"], "names 'a' twice"),
+    ):
+        ended = start(*command)
+        assert ended.returncode == 1
+        assert message in ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "x.bin").exists()
+    ended = start(*TORCHRUN, "tools/evaluate.py", exported, "--set", "a=b")
+    assert ended.returncode != 0
+    assert ended.stderr.count("error: ") >= 2
+    assert "not a readable safetensors file" in ended.stderr

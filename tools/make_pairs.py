@@ -1,0 +1,65 @@
+"""Make a verification set (.bin) from a folder with a folder of images per identity.
+
+    python tools/make_pairs.py FOLDER OUT.bin
+    python tools/make_pairs.py lfw OUT.bin --pairs pairs.txt
+
+Without --pairs: every pair of images of one identity, and as many pairs of different identities,
+drawn with --seed; the two kinds alternate. With --pairs: the pairs of that list, in LFW's format
+(its first line is "folds pairs-of-each-kind-per-fold").
+Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is.
+"""
+
+import argparse
+
+from tqdm import tqdm
+
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.data.make_record import prepare
+from kappaface_dist.data.pair_file import write_pairs
+from kappaface_dist.data.pair_lists import all_pairs, images_by_identity, listed_pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder with a folder per identity")
+    parser.add_argument("out", metavar="OUT.bin", help="file to write")
+    parser.add_argument("--pairs", metavar="FILE", help="list of pairs in LFW's format")
+    parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
+    parser.add_argument("--seed", type=int, default=0, help="of the different pairs' drawing")
+    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    args = parser.parse_args()
+    if args.image_size < 1:
+        raise ValueError(f"--image-size is {args.image_size}, expected 1 or more")
+
+    identities = images_by_identity(args.folder)
+    listed = args.pairs is not None
+    pairs = listed_pairs(args.pairs, identities) if listed else all_pairs(identities, args.seed)
+    used = dict.fromkeys(path for first, second, _ in pairs for path in (first, second))
+    payloads = {}
+    for path in tqdm(used, desc="images", unit=" images", disable=None):
+        try:
+            payloads[path] = prepare(path.read_bytes(), args.image_size)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}: repair or remove the file") from error
+    same = [flag for *_, flag in pairs]
+    write_pairs(
+        args.out, [payloads[path] for first, second, _ in pairs for path in (first, second)], same
+    )
+    report = {
+        "identities": len(identities),
+        "images": len(used),
+        "pairs": len(pairs),
+        "same_pairs": sum(same),
+    }
+    if args.json != "-":
+        print(
+            f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(used)} images of"
+            f" {len(identities)} identities"
+        )
+    write_json(args.json, report)
+
+
+if __name__ == "__main__":
+    run(main)
