@@ -1,0 +1,80 @@
+"""Render made-up identities: a training record, pairs of others to verify on, a sheet to look at.
+
+python tools/make_faces.py data/faces --json data/faces/summary.json
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from kappaface_dist import commands
+from kappaface_dist.data.faces import write_faces
+
+
+def num_cores() -> int:
+    """Cores that this process may use; fewer than the machine has in a container or a job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "out", help="folder for train.rec, train.idx, property, unseen.bin and sheet.png"
+    )
+    parser.add_argument(
+        "--identities", type=int, default=550, help="people in the record (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--unseen-identities",
+        type=int,
+        default=120,
+        help="people in the verification pairs, none of them in the record (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
+    parser.add_argument("--image-size", type=int, default=112, help="in pixels (default: 112)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        help="processes that draw; the result is the same for any number (default: every core)",
+    )
+    parser.add_argument(
+        "--json", metavar="PATH", help="write a summary there; - for standard output"
+    )
+    return parser.parse_args()
+
+
+def progress_bar(items: Iterable[Any], total: int) -> Iterable[Any]:
+    return tqdm(items, total=total, desc="drawing faces", unit="image", dynamic_ncols=True)
+
+
+def main() -> None:
+    args = parse_args()
+    summary = write_faces(
+        args.out,
+        num_identities=args.identities,
+        num_unseen=args.unseen_identities,
+        seed=args.seed,
+        image_size=args.image_size,
+        processes=args.processes,
+        progress=progress_bar,
+    )
+    commands.write_json(args.json, summary)
+    if args.json != "-":
+        print(
+            f"{args.out}: {summary['images']} images of {summary['identities']} identities,"
+            f" {summary['pairs']} pairs of {summary['unseen_identities']} others; look at sheet.png"
+        )
+
+
+if __name__ == "__main__":
+    commands.run(main)
