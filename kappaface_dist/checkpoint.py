@@ -9,6 +9,9 @@ Shapes: C all classes, K classes of this shard, X anything.
 
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,8 @@ def save(
 
     parallel.agree(lambda: prepare() if parallel.rank() == 0 else None)
     state = {**replicated, **_as_one(sharded, num_classes)}
-    dcp.save(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    with _one_process_is_fine():
+        dcp.save(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) -> None:
@@ -71,7 +75,8 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
                 " it is of another model or dataset; start in another run folder"
             )
     state = {**replicated, **_as_one(sharded, num_classes)}
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    with _one_process_is_fine():
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load_numbers(folder: Path) -> dict[str, Any]:
@@ -92,6 +97,14 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """Without a process group torch warns that it takes one process for granted: it may."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _as_one(sharded: Tensors, num_classes: int) -> dict[str, torch.Tensor]:
@@ -161,3 +174,29 @@ def delete_old(root: Path, keep: int) -> None:
     for folder in root.glob("step_*"):
         if folder not in kept:
             shutil.rmtree(folder)
+
+
+def choose(root: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh.
+
+    Args:
+        root: the run's checkpoints.
+        resume: "auto" for the last complete one, "never", or the path of a checkpoint.
+
+    Raises:
+        ValueError: nothing is at that path; or "never" in a folder that has checkpoints, which a
+            later start would confuse with its own.
+    """
+    found = complete_checkpoints(root)
+    if resume == "auto":
+        return found[-1] if found else None
+    if resume == "never":
+        if found:
+            raise ValueError(
+                f"run.resume is never, but {found[-1]} exists: choose another run.name, or delete"
+                f" {root}"
+            )
+        return None
+    if not (Path(resume) / ".metadata").is_file():
+        raise ValueError(f"run.resume is {resume}, which is not a complete checkpoint")
+    return Path(resume)

@@ -25,13 +25,13 @@ class Data:
     batch_size: int = 128  # images per rank and step
     image_size: int = 112  # pixels; images are decoded to this size
     augment: str = "flip"  # none | flip
-    num_threads: int = 4  # decoding threads per rank
+    num_threads: int = 0  # decoding threads per rank; 0: this rank's share of the cores
     max_corrupt_share: float = 0.05  # of the images read; above it training stops
 
 
 @dataclass(frozen=True)
 class Backbone:
-    name: str = "r50"  # tiny | r18 | r34 | r50 | r100 | r200
+    name: str = "r50"  # tiny | tiny_gn | r18 | r34 | r50 | r100 | r200
     embedding_size: int = 512
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     channels_last: bool = False  # memory format of images and convolutions
@@ -109,7 +109,6 @@ CHOICES = {
 AT_LEAST_ONE = (
     "data.batch_size",
     "data.image_size",
-    "data.num_threads",
     "backbone.embedding_size",
     "optimizer.reference_batch",
     "evaluate.every",

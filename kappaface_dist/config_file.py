@@ -47,6 +47,11 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
 def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
     """The file's content behind that of the files it extends, each with its name."""
     if path.resolve() in seen:

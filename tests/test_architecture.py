@@ -11,7 +11,9 @@ PACKAGE = ROOT / "kappaface_dist"
 LAYERS = [
     {"launch", "tools"},
     {"trainer"},
+    {"run_state"},
     {"report"},
+    {"build"},
     {"checkpoint", "evaluation", "metrics"},
     {"optim"},
     {"head"},

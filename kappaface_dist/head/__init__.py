@@ -1,6 +1,6 @@
 """The sharded classification head."""
 
-from kappaface_dist.head.margins import ArcFace, CosFace, KappaFace, Margin
+from kappaface_dist.head.margins import ArcFace, CosFace, KappaFace, Margin, build_margin
 from kappaface_dist.head.partial_fc import PartialFC
 from kappaface_dist.head.row_update import AdamWRows, RowOptimizer, SGDRows
 
@@ -13,4 +13,5 @@ __all__ = [
     "PartialFC",
     "RowOptimizer",
     "SGDRows",
+    "build_margin",
 ]

@@ -7,7 +7,8 @@ Shapes: G images on all ranks.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -126,3 +127,23 @@ def check_margin(margin: Margin) -> None:
             f"margin.margin is {margin.margin}: for {type(margin).__name__} it must lie between"
             f" 0 and {largest:.4g}"
         )
+
+
+MARGINS = {"kappaface": KappaFace, "arcface": ArcFace, "cosface": CosFace}
+
+
+def build_margin(name: str, **settings: Any) -> Margin:
+    """The margin called name, with its own settings.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value out of range.
+    """
+    if name not in MARGINS:
+        raise ValueError(f"margin.name is {name!r}: choose one of {', '.join(MARGINS)}")
+    known = [field.name for field in fields(MARGINS[name])]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"margin.{key} is no setting of {name}: it has {', '.join(known)}")
+    margin = MARGINS[name](**settings)
+    check_margin(margin)
+    return margin

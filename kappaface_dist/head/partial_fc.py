@@ -4,6 +4,8 @@ Shapes: B images on this rank, G images on all N ranks, D embedding size, C all 
 of this shard, S rows used in a step.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -193,6 +195,16 @@ class PartialFC(torch.nn.Module):
     def margins(self) -> torch.Tensor:
         """This shard's per-class margins [K], fp32: radians (a cosine for CosFace)."""
         return self.margin_K
+
+    def margin_summary(self) -> tuple[float, float, float]:
+        """(smallest, mean, largest) margin over all classes of all ranks; collective."""
+        margin_K = self.margin_K.double()
+        extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=margin_K.device)
+        if len(margin_K):
+            extremes = torch.stack([-margin_K.min(), margin_K.max()])
+        parallel.all_reduce_max(extremes)
+        total = parallel.all_reduce_sum(margin_K.sum().reshape(1))
+        return -extremes[0].item(), total.item() / self.num_classes, extremes[1].item()
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -1,0 +1,74 @@
+"""Train: torchrun --nproc_per_node=8 launch/train.py configs/glint360k.yaml [key=value ...]"""
+
+import argparse
+import json
+import os
+
+import torch
+
+from kappaface_dist import commands, parallel
+from kappaface_dist.build import build_job, derived_numbers
+from kappaface_dist.config import Config
+from kappaface_dist.config_file import load_config, to_yaml
+from kappaface_dist.metrics import start_logging
+from kappaface_dist.report import summary_table, write_report
+from kappaface_dist.trainer import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Train a face-embedding network. The same command again goes on where it was."
+    )
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. optimizer.lr=0.05")
+    parser.add_argument("--print-config", action="store_true", help="show what applies, and stop")
+    parser.add_argument(
+        "--check", action="store_true", help="build everything, report derived numbers, and stop"
+    )
+    # Not parse_args: overrides may stand on either side of the options.
+    args = parser.parse_intermixed_args()
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        if os.environ.get("RANK", "0") == "0":
+            print(to_yaml(config), end="")
+        return
+    device = parallel.start()
+    train(config, device, check=args.check)
+    parallel.stop()
+
+
+def train(config: Config, device: torch.device, *, check: bool) -> None:
+    """Build the parts, fit, and write the report."""
+    if check:
+        numbers = derived_numbers(build_job(config, device))
+        if parallel.rank() == 0:
+            print(json.dumps(numbers, indent=2))
+        return
+    first = parallel.rank() == 0
+    parallel.agree(lambda: start_logging(config.folder if first else None))
+    job = build_job(config, device)
+    if first:
+        (config.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    trainer = Trainer(job)
+    if trainer.finished and (config.folder / "summary.json").is_file():
+        if first:
+            print(summary_table(json.loads((config.folder / "summary.json").read_text())))
+            print(f"{config.folder} is finished: nothing left to do")
+        return
+    if not trainer.fit():
+        return
+    summary = write_report(
+        job,
+        trainer.results,
+        steps=trainer.state.step,
+        images_seen=trainer.state.position,
+        seconds=trainer.state.seconds,
+        loss=trainer.state.last_loss,
+    )
+    if first:
+        print(summary_table(summary))
+        print(f"results and pictures are in {config.folder}")
+
+
+if __name__ == "__main__":
+    commands.run(main)
