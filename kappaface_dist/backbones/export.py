@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -34,7 +35,8 @@ def save_backbone(
     """
     settings = BackboneSettings(name, embedding_size, image_size)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    expected = build_backbone(name, embedding_size=embedding_size, image_size=image_size)
+    with torch.device("meta"):  # names only: no memory, no initialisation
+        expected = build_backbone(name, embedding_size=embedding_size, image_size=image_size)
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,9 @@ def embed_images(
     """Unit embeddings of all images, each the normalised sum over the image and its mirror image.
 
     The ranks share the images by whole batches, so a batch and with it every number is the same
-    whatever the number of ranks. Images are decoded batch by batch, one batch ahead of the model;
-    equal payloads are embedded once. The model is in eval mode meanwhile.
+    whatever the number of ranks (with equally many threads each). Images are decoded batch by
+    batch, one batch ahead of the model; equal payloads are embedded once. The model is in eval mode
+    meanwhile.
 
     Args:
         model: maps image_B3HW, (pixels - 127.5) / 127.5 of RGB, to embedding_BD; on device.

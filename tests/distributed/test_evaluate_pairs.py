@@ -20,7 +20,6 @@ def make_pairs(num_pairs):
 
 
 def _evaluate(pairs, batch_size):
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_backbone("tiny", embedding_size=16, image_size=16)
     own = []
@@ -40,7 +39,10 @@ def _evaluate(pairs, batch_size):
 @pytest.mark.parametrize("batch_size", [8, 32])
 def test_any_number_of_ranks_gives_the_same_bits(batch_size):
     pairs = make_pairs(30)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have
     expected_P, summary, num_images = run_on_ranks(0, _evaluate, pairs, batch_size)[0]
+    torch.set_num_threads(threads)
     assert num_images == 60
     for num_ranks in (1, 2, 3):
         results = run_on_ranks(num_ranks, _evaluate, pairs, batch_size)
