@@ -5,6 +5,7 @@ Shapes: B images on this rank, H W the image size.
 
 import logging
 import os
+import weakref
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -60,7 +61,8 @@ class Loader:
         self._augment = augment
         self._device = device
         self._reported: set[int] = set()
-        self._running: Generator[Batch, None, None] | None = None
+        # Weak: a caller who drops the iterator ends it, and its threads with it.
+        self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._decoder = CpuDecoder(
             catalog,
             image_size=image_size,
@@ -77,14 +79,15 @@ class Loader:
             ValueError: a thousand images in a row are unreadable.
         """
         self.close()
-        self._running = self._run(position, num_steps)
-        return self._running
+        running = self._run(position, num_steps)
+        self._running = weakref.ref(running)
+        return running
 
     def close(self) -> None:
         """End the threads of the running iterator."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        running = self._running() if self._running else None
+        if running is not None:
+            running.close()
 
     def _run(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
         decoded = self._decoder.batches(self._requests(position, num_steps), BATCHES_AHEAD)

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,12 @@ def test_labels_that_are_no_class_numbers(tmp_path, label):
 @pytest.mark.parametrize("label", [7.0, 2.0**30])
 def test_labels_with_large_gaps(tmp_path, label):
     path = write_records(tmp_path / "train.rec", [0, 1, label])
+    tracemalloc.start()
     with pytest.raises(ValueError, match=f"labels up to {int(label)}, but only 3 classes"):
         open_catalog(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6  # no array over all the classes
 
 
 def test_a_class_without_images_is_reported(tmp_path, caplog):

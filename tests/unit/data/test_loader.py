@@ -142,21 +142,23 @@ def test_a_dataset_without_a_readable_image_stops(tmp_path):
 
 @pytest.mark.parametrize("how", ["exhaust", "close", "break", "again"])
 def test_no_threads_are_left_behind(dataset, how):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = loader_of(dataset)
     if how == "exhaust":
         list(loader.batches(0, 3))
-    elif how == "close":
-        next(loader.batches(0, 100))
-        loader.close()
-    elif how == "again":
-        next(loader.batches(0, 100))
-        list(loader.batches(0, 2))
+    elif how == "break":
+        for _ in loader.batches(0, 100):
+            break
     else:
         batches = loader.batches(0, 100)
         next(batches)
-        batches.close()
-    assert threading.active_count() == before
+        assert set(threading.enumerate()) - before
+        if how == "close":
+            loader.close()
+        else:
+            list(loader.batches(0, 2))
+        assert next(batches, None) is None
+    assert not set(threading.enumerate()) - before
 
 
 def test_unknown_names(dataset):

@@ -169,6 +169,7 @@ def test_damaged_files_say_what_is_wrong(tmp_path, content, message):
     [
         (b"", "train.idx is empty"),
         (b"0\t0\n1\n", "line 2 is '1'"),
+        (b"x\t0\n1\t36\n", "line 1"),
         (b"0\t0\n1\t36x\n", "line 2"),
         (b"0\t0\n1\t1.5\n", "line 2"),
         (b"0\t0\n1\t-36\n", "line 2"),
