@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones.export import save_backbone
@@ -154,6 +155,8 @@ def _margins(axes: Axes, classes: dict[str, np.ndarray]) -> None:
         xscale="log",
         ylim=(0.0, None),
     )
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
     axes.legend()
     axes.grid(alpha=0.3)
 

@@ -58,9 +58,7 @@ class Trainer:
                         if self._due(self.config.checkpoint.every) or stopping:
                             self.save(loss)
                         if stopping:
-                            logger.info(
-                                "stopped at step %d: the same command goes on", self.state.step
-                            )
+                            logger.info("stopped at step %d, to go on later", self.state.step)
                             return False
                         if self._due(self.config.evaluate.every) and not self.finished:
                             self.evaluate(reporter)
