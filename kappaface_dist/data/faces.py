@@ -8,6 +8,7 @@ Shapes: H W image size; P pairs.
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,11 @@ def render_all(photos: Sequence[PhotoNumber], processes: int) -> Iterator[bytes]
     if processes == 1:
         yield from map(face_jpeg, photos)
         return
-    # Fresh processes: a fork of one that runs threads (torch, a progress bar) may hang.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(face_jpeg, photos, chunksize=32)
+    # Fresh processes: a fork of one that runs threads (torch, a progress bar) may hang. And where
+    # one is killed the executor raises, while multiprocessing.Pool waits for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(face_jpeg, photos, chunksize=32)
 
 
 def draw_pairs(seed: int, num_identities: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +157,7 @@ def write_faces(
     Raises:
         ValueError: a setting is out of its range.
         OSError: the folder cannot be written.
+        RuntimeError: a drawing process was killed.
     """
     check_request(num_identities, num_unseen, seed, image_size, processes)
     folder = Path(folder)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kappaface_dist.data.catalog import open_catalog
 from kappaface_dist.data.face_accessories import occlusion_of
 from kappaface_dist.data.face_identity import (
     draw_difficulty,
@@ -103,6 +104,17 @@ def test_hard_identities_vary_more():
     )
 
 
+def test_hard_identities_vary_more_in_the_picture():
+    ranked = sorted(range(200), key=lambda identity: draw_difficulty(0, identity))
+
+    def spread(identities):
+        """Standard deviation over an identity's images, in the middle where the face is."""
+        faces = [[render_face(0, i, k, 32)[8:24, 8:24] for k in range(6)] for i in identities]
+        return np.std(np.array(faces, dtype=np.float64), axis=1).mean()
+
+    assert spread(ranked[-12:]) > 1.25 * spread(ranked[:12])
+
+
 def test_traits_stay_and_photos_change():
     assert draw_identity(0, 4) == draw_identity(0, 4)
     assert draw_identity(0, 4) != draw_identity(0, 5)
@@ -152,6 +164,7 @@ def test_record_reads_back(written):
     counts = np.bincount([int(r[1]) for r in records]).tolist()
     assert counts == summary["images_per_identity"]
     assert counts == [draw_num_images(3, identity) for identity in range(6)]
+    assert open_catalog(str(folder / "train.rec")).count_C.tolist() == counts
     assert records[counts[0]][2] == face_jpeg((3, 1, 0, 48))
     assert decode_image(records[-1][2], 48).shape == (48, 48, 3)
     assert (folder / "property").read_text() == "6,48,48\n"
