@@ -1,12 +1,50 @@
-"""What can be wrong with a gathered batch, in words.
+"""What can be wrong with a head's settings or with a gathered batch, in words.
 
 All ranks see the same batch, so all come to the same sentence.
 Shapes: G images on all ranks, D embedding size.
 """
 
+import numpy as np
 import torch
 
 from kappaface_dist import parallel
+from kappaface_dist.head.streaming_softmax import LARGEST_SCALE
+
+
+def check_head(
+    num_classes: int,
+    *,
+    scale: float,
+    images_per_class: np.ndarray | None,
+    sample_rate: float,
+    dtype: torch.dtype,
+    logit_cache_bytes: int,
+    filter_threshold: float | None,
+    split_centres: bool | None,
+) -> None:
+    """Raise ValueError for settings of PartialFC that cannot be meant."""
+    if not 0.0 < scale <= LARGEST_SCALE:
+        raise ValueError(
+            f"margin.scale is {scale}: it must be above 0 and at most"
+            f" {LARGEST_SCALE:g}, the range in which the softmax is exact in fp32"
+        )
+    if not 0.0 < sample_rate <= 1.0:
+        raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
+    if images_per_class is not None and len(images_per_class) != num_classes:
+        raise ValueError(
+            f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
+        )
+    if filter_threshold is not None and not 0.0 < filter_threshold < 1.0:
+        raise ValueError(
+            f"head.filter_threshold is {filter_threshold}: it is a cosine, above 0 and below 1;"
+            " leave it out to filter nothing"
+        )
+    if logit_cache_bytes < 0:
+        raise ValueError(f"head.logit_cache_bytes is {logit_cache_bytes}: use 0 or more")
+    if split_centres and dtype != torch.bfloat16:
+        raise ValueError(
+            f"head.split_centres needs bf16 products, but head.dtype is {dtype}: set it to bf16"
+        )
 
 
 def wrong_label(label_G: torch.Tensor, num_classes: int) -> str | None:

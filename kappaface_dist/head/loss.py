@@ -11,13 +11,9 @@ import torch
 
 from kappaface_dist import parallel
 from kappaface_dist.head.margins import Margin
-from kappaface_dist.head.streaming_softmax import (
-    MicroBatch,
-    Rows,
-    exponent_shift,
-    negative_sums,
-    unit_rows,
-)
+from kappaface_dist.head.rows import Rows
+from kappaface_dist.head.second_pass import MicroBatch
+from kappaface_dist.head.streaming_softmax import LogitCache, Softmax, negative_sums, unit_rows
 
 
 def gather_batch(
@@ -52,7 +48,8 @@ def first_pass(
     *,
     margin: Margin,
     margin_K: torch.Tensor,
-    dtype: torch.dtype,
+    softmax: Softmax,
+    cache: LogitCache | None,
     learning: bool,
 ) -> FirstPass:
     """The loss over all shards and, if learning, d loss / d unit embedding of this rank's images.
@@ -63,11 +60,12 @@ def first_pass(
         column_G: where each image's class is among these rows; −1 if it is on another rank.
         local_id_G: row of each image's class in the whole shard; any row if it is on another rank.
         owned_G: whether the class is on this rank.
+        cache: takes what the second pass can use again; None where nothing is to be learnt.
     """
     scale, num_images = margin.scale, len(embedding_GD)
-    sum_G, sum_GD = negative_sums(embedding_GD, rows, column_G, scale, dtype)
+    sum_G, sum_GD = negative_sums(embedding_GD, rows, column_G, softmax, cache)
     if len(rows):
-        centre_GD, _ = unit_rows(rows.weight_KD.index_select(0, local_id_G))
+        centre_GD, _ = unit_rows(rows.centres_of(local_id_G))
         margin_G = margin_K.index_select(0, local_id_G).to(embedding_GD.dtype)
         cosine_G = (embedding_GD * centre_GD).sum(dim=1)
         logit_G, slope_G = margin.target_logit(cosine_G, margin_G)
@@ -78,7 +76,7 @@ def first_pass(
         centre_GD, logit_G, slope_G = torch.zeros_like(embedding_GD), sum_G, sum_G
 
     sum_G, logit_G = parallel.all_reduce_sum(torch.stack([sum_G, logit_G], dim=1)).unbind(dim=1)
-    logit_G = logit_G - exponent_shift(scale)
+    logit_G = logit_G - softmax.shift
     # log(exp(T) + Z) − T without cancellation, also where p is 1 within rounding. (softplus would
     # do, if it were not cut off at 20.)
     log_odds_G = sum_G.log() - logit_G
@@ -93,7 +91,13 @@ def first_pass(
     gradient_GD.addcmul_(centre_GD, target_slope_G[:, None])
     gradient_BD = parallel.reduce_scatter_rows(gradient_GD.div_(num_images))
     batch = MicroBatch(
-        embedding_GD, column_G, log_denominator_G, target_slope_G, torch.ones_like(loss), rows
+        embedding_GD,
+        column_G,
+        log_denominator_G,
+        target_slope_G,
+        torch.ones_like(loss),
+        rows,
+        cache,
     )
     return FirstPass(loss, batch, gradient_BD)
 

@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 
 from kappaface_dist import parallel
-from kappaface_dist.head.checks import wrong_embedding, wrong_label
+from kappaface_dist.head.checks import check_head, wrong_embedding, wrong_label
 from kappaface_dist.head.concentration import ClassStatistics
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin, check_margin
-from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows
+from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_chunks
+from kappaface_dist.head.rows import Rows, rearrange
 from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
-from kappaface_dist.head.streaming_softmax import (
-    LARGEST_SCALE,
+from kappaface_dist.head.second_pass import (
     MicroBatch,
-    Rows,
-    centre_gradients,
+    raw_gradients,
     share_rows,
+    whole_gradient,
 )
+from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
+from kappaface_dist.head.streaming_softmax import LogitCache, Softmax
 
 
 class PartialFC(torch.nn.Module):
@@ -50,6 +51,14 @@ class PartialFC(torch.nn.Module):
         optimizer: how `step` updates the centres.
         dtype: of the operands of the matrix products: float32 or bfloat16 (centres are then held in
             float32), or float64 for everything.
+        logit_cache_bytes: how much of the first pass's result the second may use again, kept in
+            bf16, over all micro-batches of a step; the rest is computed twice.
+        filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
+            images of the target's person under another label; None: none.
+        split_centres: hold the centres as halves, the upper one the operand of bf16 products
+            (`rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and `sharded_state`
+            put them back in order, in place, until the next call.
+        chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         seed: the initial centre of a class depends on (seed, class) alone.
         device: where the shard lives.
     """
@@ -64,36 +73,45 @@ class PartialFC(torch.nn.Module):
         sample_rate: float = 1.0,
         optimizer: RowOptimizer | None = None,
         dtype: torch.dtype = torch.float32,
+        logit_cache_bytes: int = 0,
+        filter_threshold: float | None = None,
+        split_centres: bool | None = None,
+        chunk_bytes: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
         super().__init__()
         self.margin = margin if margin is not None else KappaFace()
         check_margin(self.margin)
-        if not 0.0 < self.margin.scale <= LARGEST_SCALE:
-            raise ValueError(
-                f"margin.scale is {self.margin.scale}: it must be above 0 and at most"
-                f" {LARGEST_SCALE:g}, the range in which the softmax is exact in fp32"
-            )
-        if not 0.0 < sample_rate <= 1.0:
-            raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
-        if images_per_class is not None and len(images_per_class) != num_classes:
-            raise ValueError(
-                f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
-            )
+        check_head(
+            num_classes,
+            scale=self.margin.scale,
+            images_per_class=images_per_class,
+            sample_rate=sample_rate,
+            dtype=dtype,
+            logit_cache_bytes=logit_cache_bytes,
+            filter_threshold=filter_threshold,
+            split_centres=split_centres,
+        )
         device = torch.device(device)
+        if split_centres is None:
+            split_centres = dtype == torch.bfloat16 and device.type == "cuda"
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.sample_rate = sample_rate
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         self.dtype = dtype
+        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes)
+        self.logit_cache_bytes = logit_cache_bytes
+        self.split_centres = split_centres
         self.seed = seed
         self.num_draws = 0
         self.num_refreshes = 0
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.weight_KD = initial_centres(self.classes, embedding_size, seed, state_dtype, device)
-        self.row_state: RowState = self.optimizer.init_state(self.weight_KD)
+        self._weight_KD = initial_centres(self.classes, embedding_size, seed, state_dtype, device)
+        self._is_split = False
+        self.row_state: RowState = self.optimizer.init_state(self._weight_KD)
         self.statistics: ClassStatistics | None = None
         if isinstance(self.margin, KappaFace):
             count_K = np.ones(len(self.classes), np.int64)
@@ -106,6 +124,12 @@ class PartialFC(torch.nn.Module):
         self._pending: list[MicroBatch] = []
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    @property
+    def weight_KD(self) -> torch.Tensor:
+        """The raw centres of this shard; put in order first if they are split."""
+        self._arrange(split=False)
+        return self._weight_KD
+
     def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         """The loss of the global batch, a scalar that is the same on every rank.
 
@@ -113,7 +137,7 @@ class PartialFC(torch.nn.Module):
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
                 NaN instead and `explain_non_finite` names the label).
         """
-        unit_BD = F.normalize(embedding_BD.to(self.weight_KD.dtype), dim=1)
+        unit_BD = F.normalize(embedding_BD.to(self._weight_KD.dtype), dim=1)
         with torch.no_grad():
             embedding_GD, label_G = gather_batch(unit_BD, label_B, self.dtype)
             self._last = (embedding_GD, label_G)
@@ -125,7 +149,10 @@ class PartialFC(torch.nn.Module):
             learning = unit_BD.requires_grad
             if learning and self.statistics is not None:
                 self.statistics.add(embedding_GD, local_id_G, owned_G)
+            self._arrange(split=self.split_centres)
             rows, column_G = self._choose_rows(local_id_G, owned_G)
+            used = sum(batch.cache.used_bytes for batch in self._pending if batch.cache is not None)
+            cached = learning and self.logit_cache_bytes > used
             result = first_pass(
                 embedding_GD,
                 rows,
@@ -134,7 +161,8 @@ class PartialFC(torch.nn.Module):
                 owned_G,
                 margin=self.margin,
                 margin_K=self.margin_K,
-                dtype=self.dtype,
+                softmax=self.softmax,
+                cache=LogitCache(self.logit_cache_bytes - used) if cached else None,
                 learning=learning,
             )
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
@@ -163,30 +191,17 @@ class PartialFC(torch.nn.Module):
         batches = share_rows(self._pending)
         for batch in batches:
             batch.factor = batch.factor / loss_scale
-        rows = batches[0].rows
-        for first, last, gradient_RD in centre_gradients(batches, self.margin.scale, self.dtype):
-            state_KX = {"weight": self.weight_KD, **self.row_state}
-            chunk = {name: rows.select(t, first, last) for name, t in state_KX.items()}
-            before = {} if skip is None else {name: t.clone() for name, t in chunk.items()}
-            state = {name: t for name, t in chunk.items() if name != "weight"}
-            self.optimizer.update(chunk["weight"], gradient_RD, state, lr)
-            for name, tensor in chunk.items():
-                if skip is not None:
-                    tensor.copy_(torch.where(skip, before[name], tensor))
-                rows.put_back(state_KX[name], first, last, tensor)
+        self._arrange(split=self.split_centres)
+        gradients = raw_gradients(batches, self.softmax)
+        update_chunks(gradients, batches[0].rows, self.row_state, self.optimizer, lr, skip)
         self._pending.clear()
 
     @torch.no_grad()
     def weight_gradient(self) -> torch.Tensor:
         """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
         assert self._pending, "head.weight_gradient() without a loss.backward()"
-        gradient_KD = torch.zeros_like(self.weight_KD)
-        batches = share_rows(self._pending)
-        index_S = batches[0].rows.index_S
-        for first, last, gradient_RD in centre_gradients(batches, self.margin.scale, self.dtype):
-            place = slice(first, last) if index_S is None else index_S[first:last]
-            gradient_KD[place] = gradient_RD
-        return gradient_KD
+        self._arrange(split=self.split_centres)
+        return whole_gradient(share_rows(self._pending), self.softmax)
 
     def discard(self) -> None:
         """Forget the losses differentiated since the last step, without an update."""
@@ -240,6 +255,11 @@ class PartialFC(torch.nn.Module):
         embedding_GD, label_G = self._last
         return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
 
+    def _arrange(self, *, split: bool) -> None:
+        if split != self._is_split:
+            rearrange(self._weight_KD, split=split)
+            self._is_split = split
+
     def _choose_rows(
         self, local_id_G: torch.Tensor, owned_G: torch.Tensor
     ) -> tuple[Rows, torch.Tensor]:
@@ -247,13 +267,13 @@ class PartialFC(torch.nn.Module):
         num_rows = len(self.classes)
         size = sample_size(num_rows, self.sample_rate, len(owned_G))
         if size == num_rows:
-            return Rows(self.weight_KD), torch.where(owned_G, local_id_G, -1)
+            return Rows(self._weight_KD, None, self._is_split), torch.where(owned_G, local_id_G, -1)
         seed = mix_seed(self.seed, self.num_draws, self.classes.start)
         self.num_draws += 1
         index_S, column_G = sample_rows(local_id_G, owned_G, num_rows, self.sample_rate, seed)
-        return Rows(self.weight_KD, index_S), column_G
+        return Rows(self._weight_KD, index_S, self._is_split), column_G
 
     def _current_margins(self) -> torch.Tensor:
         if self.statistics is not None:
             return self.statistics.margins(refreshed=self.num_refreshes > 0)
-        return torch.full((len(self.classes),), self.margin.margin, device=self.weight_KD.device)
+        return torch.full((len(self.classes),), self.margin.margin, device=self._weight_KD.device)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaface_dist.head import ArcFace, KappaFace, PartialFC
-from kappaface_dist.head.streaming_softmax import Rows, negative_sums
+from kappaface_dist.head.rows import Rows
+from kappaface_dist.head.streaming_softmax import Softmax, negative_sums
 from tests.dense_head import dense_loss
 
 C, G, D = 500, 24, 32
@@ -60,7 +61,9 @@ def test_ten_million_classes_at_the_largest_logit_do_not_overflow():
     centre_D = F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(0)), dim=0)
     num_rows, repeats = 10_000, 1_000
     rows = Rows(centre_D.repeat(num_rows, 1))
-    sum_G, sum_GD = negative_sums(centre_D[None], rows, torch.tensor([-1]), 64.0, torch.float32)
+    sum_G, sum_GD = negative_sums(
+        centre_D[None], rows, torch.tensor([-1]), Softmax(64.0, torch.float32)
+    )
     mass = sum_G * repeats
     expected = math.log(num_rows * repeats) + 64.0
     assert mass.isfinite().all()
