@@ -8,21 +8,22 @@ import numpy as np
 import torch
 
 from kappaface_dist import parallel
-from kappaface_dist.head.streaming_softmax import LARGEST_SCALE
+from kappaface_dist.head.streaming_softmax import LARGEST_SCALE, Softmax
 
 
-def check_head(
-    num_classes: int,
-    *,
-    scale: float,
-    images_per_class: np.ndarray | None,
-    sample_rate: float,
-    dtype: torch.dtype,
-    logit_cache_bytes: int,
-    filter_threshold: float | None,
-    split_centres: bool | None,
+def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
+    """Raise ValueError unless there is a count for every class."""
+    if images_per_class is not None and len(images_per_class) != num_classes:
+        raise ValueError(
+            f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
+        )
+
+
+def check_softmax(
+    softmax: Softmax, sample_rate: float, logit_cache_bytes: int, split_centres: bool | None
 ) -> None:
     """Raise ValueError for settings of PartialFC that cannot be meant."""
+    scale, filter_threshold, dtype = softmax.scale, softmax.filter_threshold, softmax.dtype
     if not 0.0 < scale <= LARGEST_SCALE:
         raise ValueError(
             f"margin.scale is {scale}: it must be above 0 and at most"
@@ -30,10 +31,6 @@ def check_head(
         )
     if not 0.0 < sample_rate <= 1.0:
         raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
-    if images_per_class is not None and len(images_per_class) != num_classes:
-        raise ValueError(
-            f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
-        )
     if filter_threshold is not None and not 0.0 < filter_threshold < 1.0:
         raise ValueError(
             f"head.filter_threshold is {filter_threshold}: it is a cosine, above 0 and below 1;"

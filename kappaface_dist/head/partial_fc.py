@@ -5,13 +5,14 @@ of this shard, S rows used in a step.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kappaface_dist import parallel
-from kappaface_dist.head.checks import check_head, wrong_embedding, wrong_label
+from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedding, wrong_label
 from kappaface_dist.head.concentration import ClassStatistics
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin, check_margin
@@ -83,16 +84,9 @@ class PartialFC(torch.nn.Module):
         super().__init__()
         self.margin = margin if margin is not None else KappaFace()
         check_margin(self.margin)
-        check_head(
-            num_classes,
-            scale=self.margin.scale,
-            images_per_class=images_per_class,
-            sample_rate=sample_rate,
-            dtype=dtype,
-            logit_cache_bytes=logit_cache_bytes,
-            filter_threshold=filter_threshold,
-            split_centres=split_centres,
-        )
+        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes)
+        check_images(images_per_class, num_classes)
+        check_softmax(self.softmax, sample_rate, logit_cache_bytes, split_centres)
         device = torch.device(device)
         if split_centres is None:
             split_centres = dtype == torch.bfloat16 and device.type == "cuda"
@@ -101,7 +95,6 @@ class PartialFC(torch.nn.Module):
         self.sample_rate = sample_rate
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         self.dtype = dtype
-        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes)
         self.logit_cache_bytes = logit_cache_bytes
         self.split_centres = split_centres
         self.seed = seed
@@ -264,14 +257,13 @@ class PartialFC(torch.nn.Module):
         self, local_id_G: torch.Tensor, owned_G: torch.Tensor
     ) -> tuple[Rows, torch.Tensor]:
         """The rows of this step, and where each image's class is among them (−1: not here)."""
-        num_rows = len(self.classes)
-        size = sample_size(num_rows, self.sample_rate, len(owned_G))
-        if size == num_rows:
-            return Rows(self._weight_KD, None, self._is_split), torch.where(owned_G, local_id_G, -1)
+        rows = Rows(self._weight_KD, None, self._is_split)
+        if sample_size(len(rows), self.sample_rate, len(owned_G)) == len(rows):
+            return rows, torch.where(owned_G, local_id_G, -1)
         seed = mix_seed(self.seed, self.num_draws, self.classes.start)
         self.num_draws += 1
-        index_S, column_G = sample_rows(local_id_G, owned_G, num_rows, self.sample_rate, seed)
-        return Rows(self._weight_KD, index_S, self._is_split), column_G
+        index_S, column_G = sample_rows(local_id_G, owned_G, len(rows), self.sample_rate, seed)
+        return replace(rows, index_S=index_S), column_G
 
     def _current_margins(self) -> torch.Tensor:
         if self.statistics is not None:
