@@ -5,7 +5,6 @@ of this shard, S rows used in a step.
 """
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,14 +16,9 @@ from kappaface_dist.head.concentration import ClassStatistics
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin, check_margin
 from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_chunks
-from kappaface_dist.head.rows import Rows, rearrange
-from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.second_pass import (
-    MicroBatch,
-    raw_gradients,
-    share_rows,
-    whole_gradient,
-)
+from kappaface_dist.head.rows import Centres
+from kappaface_dist.head.sampling import choose_rows
+from kappaface_dist.head.second_pass import MicroBatch, raw_gradients, share_rows, whole_gradient
 from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
 from kappaface_dist.head.streaming_softmax import LogitCache, Softmax
 
@@ -96,15 +90,14 @@ class PartialFC(torch.nn.Module):
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         self.dtype = dtype
         self.logit_cache_bytes = logit_cache_bytes
-        self.split_centres = split_centres
         self.seed = seed
         self.num_draws = 0
         self.num_refreshes = 0
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
-        state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self._weight_KD = initial_centres(self.classes, embedding_size, seed, state_dtype, device)
-        self._is_split = False
-        self.row_state: RowState = self.optimizer.init_state(self._weight_KD)
+        self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
+        self.row_state: RowState = self.optimizer.init_state(weight_KD)
+        self._centres = Centres(weight_KD, split=split_centres)
         self.statistics: ClassStatistics | None = None
         if isinstance(self.margin, KappaFace):
             count_K = np.ones(len(self.classes), np.int64)
@@ -120,8 +113,7 @@ class PartialFC(torch.nn.Module):
     @property
     def weight_KD(self) -> torch.Tensor:
         """The raw centres of this shard; put in order first if they are split."""
-        self._arrange(split=False)
-        return self._weight_KD
+        return self._centres.plain()
 
     def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         """The loss of the global batch, a scalar that is the same on every rank.
@@ -130,7 +122,7 @@ class PartialFC(torch.nn.Module):
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
                 NaN instead and `explain_non_finite` names the label).
         """
-        unit_BD = F.normalize(embedding_BD.to(self._weight_KD.dtype), dim=1)
+        unit_BD = F.normalize(embedding_BD.to(self.state_dtype), dim=1)
         with torch.no_grad():
             embedding_GD, label_G = gather_batch(unit_BD, label_B, self.dtype)
             self._last = (embedding_GD, label_G)
@@ -142,10 +134,15 @@ class PartialFC(torch.nn.Module):
             learning = unit_BD.requires_grad
             if learning and self.statistics is not None:
                 self.statistics.add(embedding_GD, local_id_G, owned_G)
-            self._arrange(split=self.split_centres)
-            rows, column_G = self._choose_rows(local_id_G, owned_G)
+            rows, column_G = choose_rows(
+                self._centres,
+                local_id_G,
+                owned_G,
+                self.sample_rate,
+                mix_seed(self.seed, self.num_draws, self.classes.start),
+            )
+            self.num_draws += 1
             used = sum(batch.cache.used_bytes for batch in self._pending if batch.cache is not None)
-            cached = learning and self.logit_cache_bytes > used
             result = first_pass(
                 embedding_GD,
                 rows,
@@ -155,7 +152,7 @@ class PartialFC(torch.nn.Module):
                 margin=self.margin,
                 margin_K=self.margin_K,
                 softmax=self.softmax,
-                cache=LogitCache(self.logit_cache_bytes - used) if cached else None,
+                cache=LogitCache(self.logit_cache_bytes - used) if learning else None,
                 learning=learning,
             )
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
@@ -184,7 +181,7 @@ class PartialFC(torch.nn.Module):
         batches = share_rows(self._pending)
         for batch in batches:
             batch.factor = batch.factor / loss_scale
-        self._arrange(split=self.split_centres)
+        self._centres.arrange()
         gradients = raw_gradients(batches, self.softmax)
         update_chunks(gradients, batches[0].rows, self.row_state, self.optimizer, lr, skip)
         self._pending.clear()
@@ -193,7 +190,7 @@ class PartialFC(torch.nn.Module):
     def weight_gradient(self) -> torch.Tensor:
         """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
         assert self._pending, "head.weight_gradient() without a loss.backward()"
-        self._arrange(split=self.split_centres)
+        self._centres.arrange()
         return whole_gradient(share_rows(self._pending), self.softmax)
 
     def discard(self) -> None:
@@ -248,24 +245,7 @@ class PartialFC(torch.nn.Module):
         embedding_GD, label_G = self._last
         return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
 
-    def _arrange(self, *, split: bool) -> None:
-        if split != self._is_split:
-            rearrange(self._weight_KD, split=split)
-            self._is_split = split
-
-    def _choose_rows(
-        self, local_id_G: torch.Tensor, owned_G: torch.Tensor
-    ) -> tuple[Rows, torch.Tensor]:
-        """The rows of this step, and where each image's class is among them (−1: not here)."""
-        rows = Rows(self._weight_KD, None, self._is_split)
-        if sample_size(len(rows), self.sample_rate, len(owned_G)) == len(rows):
-            return rows, torch.where(owned_G, local_id_G, -1)
-        seed = mix_seed(self.seed, self.num_draws, self.classes.start)
-        self.num_draws += 1
-        index_S, column_G = sample_rows(local_id_G, owned_G, len(rows), self.sample_rate, seed)
-        return replace(rows, index_S=index_S), column_G
-
     def _current_margins(self) -> torch.Tensor:
         if self.statistics is not None:
             return self.statistics.margins(refreshed=self.num_refreshes > 0)
-        return torch.full((len(self.classes),), self.margin.margin, device=self._weight_KD.device)
+        return torch.full((len(self.classes),), self.margin.margin, device=self._centres.device)

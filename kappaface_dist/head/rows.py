@@ -29,14 +29,6 @@ def join_rows(split_RD: torch.Tensor) -> torch.Tensor:
     return ((upper_RD.int() << 16) | (lower_RD.int() & 0xFFFF)).view(torch.float32)
 
 
-def rearrange(weight_KD: torch.Tensor, *, split: bool) -> None:
-    """Change the layout of the whole shard in place."""
-    change = split_rows if split else join_rows
-    for first in range(0, len(weight_KD), LAYOUT_ROWS):
-        rows = slice(first, first + LAYOUT_ROWS)
-        weight_KD[rows] = change(weight_KD[rows])
-
-
 @dataclass(frozen=True)
 class Rows:
     """The rows of the shard that a step uses: all of them, or those of an index.
@@ -84,3 +76,35 @@ class Rows:
     def centres_of(self, local_id_G: torch.Tensor) -> torch.Tensor:
         """Raw centres [G, D] of the images' classes, by row of the whole shard."""
         return self.centres(self.weight_KD.index_select(0, local_id_G))
+
+
+class Centres:
+    """The centres of a shard, in the layout that was asked for last."""
+
+    def __init__(self, weight_KD: torch.Tensor, *, split: bool):
+        self.device = weight_KD.device
+        self._weight_KD = weight_KD
+        self._wants_split = split
+        self._is_split = False
+
+    def plain(self) -> torch.Tensor:
+        """The centres by value, for reading and writing until the next call of `arrange`."""
+        self._change(split=False)
+        return self._weight_KD
+
+    def arrange(self) -> None:
+        """Back to the layout that the passes use."""
+        self._change(split=self._wants_split)
+
+    def rows(self, index_S: torch.Tensor | None = None) -> Rows:
+        self.arrange()
+        return Rows(self._weight_KD, index_S, self._is_split)
+
+    def _change(self, *, split: bool) -> None:
+        if split == self._is_split:
+            return
+        change = split_rows if split else join_rows
+        for first in range(0, len(self._weight_KD), LAYOUT_ROWS):
+            rows = slice(first, first + LAYOUT_ROWS)
+            self._weight_KD[rows] = change(self._weight_KD[rows])
+        self._is_split = split

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from kappaface_dist.head.rows import Centres, Rows
 from kappaface_dist.head.shard import mix_seed
 
 
@@ -60,3 +61,21 @@ def sample_rows(
     # Rows that were not chosen all write to one place beyond the end.
     index.scatter_(0, torch.where(chosen_K, place_K, size), torch.arange(num_rows, device=device))
     return index[:size], torch.where(owned_G, place_K[local_id_G], -1)
+
+
+def choose_rows(
+    centres: Centres,
+    local_id_G: torch.Tensor,
+    owned_G: torch.Tensor,
+    sample_rate: float,
+    seed: int,
+) -> tuple[Rows, torch.Tensor]:
+    """The rows of a step, and where each image's class is among them (−1: not here).
+
+    All rows, where the rate and the batch leave hardly any out; otherwise as in `sample_rows`.
+    """
+    rows = centres.rows()
+    if sample_size(len(rows), sample_rate, len(owned_G)) == len(rows):
+        return rows, torch.where(owned_G, local_id_G, -1)
+    index_S, column_G = sample_rows(local_id_G, owned_G, len(rows), sample_rate, seed)
+    return centres.rows(index_S), column_G
