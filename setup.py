@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
     "wandb": ["wandb>=0.18"],
+    # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
+    "triton": ["triton>=3.2; platform_system=='Linux'"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
 }
 
@@ -35,6 +37,7 @@ setup(
         **EXTRAS,
         "dev": [
             *EXTRAS["wandb"],
+            *EXTRAS["triton"],
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "scikit-learn>=1.4",

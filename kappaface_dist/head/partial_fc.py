@@ -54,6 +54,7 @@ class PartialFC(torch.nn.Module):
             (`rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and `sharded_state`
             put them back in order, in place, until the next call.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
+        fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
         seed: the initial centre of a class depends on (seed, class) alone.
         device: where the shard lives.
     """
@@ -72,13 +73,14 @@ class PartialFC(torch.nn.Module):
         filter_threshold: float | None = None,
         split_centres: bool | None = None,
         chunk_bytes: int | None = None,
+        fused: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
         super().__init__()
         self.margin = margin if margin is not None else KappaFace()
         check_margin(self.margin)
-        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes)
+        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes, fused)
         check_images(images_per_class, num_classes)
         check_softmax(self.softmax, sample_rate, logit_cache_bytes, split_centres)
         device = torch.device(device)
@@ -183,7 +185,9 @@ class PartialFC(torch.nn.Module):
             batch.factor = batch.factor / loss_scale
         self._centres.arrange()
         gradients = raw_gradients(batches, self.softmax)
-        update_chunks(gradients, batches[0].rows, self.row_state, self.optimizer, lr, skip)
+        kernels = self.softmax.kernels(self._centres.device)
+        rows = batches[0].rows
+        update_chunks(gradients, rows, self.row_state, self.optimizer, lr, skip, kernels)
         self._pending.clear()
 
     @torch.no_grad()

@@ -1,7 +1,13 @@
-"""Matrix products with operands in one number type and sums in another.
+"""Matrix products with operands in one number type and sums in another; where Triton is at hand.
 
 Shapes: the letters M, N, X are the product's own.
 """
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
 
 import torch
 
@@ -31,3 +37,12 @@ def multiply(
         out.addmm_(a_MX, b_XN)
     else:
         torch.mm(a_MX, b_XN, out=out)
+
+
+@functools.cache
+def triton_kernels(device_type: str) -> ModuleType | None:
+    """`kernels.py`, where its kernels can run: on a GPU with Triton, or under its interpreter."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if (device_type != "cuda" and not interpreted) or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("kappaface_dist.head.kernels")

@@ -7,6 +7,7 @@ Shapes: R rows of one chunk, D embedding size.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -95,6 +96,7 @@ def update_chunks(
     optimizer: RowOptimizer,
     lr: float,
     skip: torch.Tensor | None,
+    kernels: ModuleType | None,
 ) -> None:
     """Projection, optimizer and update of every chunk that the second pass hands out.
 
@@ -103,8 +105,19 @@ def update_chunks(
         rows: the rows that it goes over.
         row_state: the optimizer's state of the whole shard.
         skip: 0-dimensional bool; where true, nothing changes. The device decides, nobody waits.
+        kernels: `kernels.py` where it can run; it knows SGD with momentum.
     """
+    if not isinstance(optimizer, SGDRows) or not optimizer.momentum:
+        kernels = None
     for first, last, chunk_RD, h_RD in gradients:
+        if kernels is not None:
+            momentum_RD = rows.select(row_state["momentum"], first, last)
+            kernels.update_rows(
+                chunk_RD, h_RD, momentum_RD, split=rows.split, lr=lr, skip=skip, optimizer=optimizer
+            )
+            rows.put_back(rows.weight_KD, first, last, chunk_RD)
+            rows.put_back(row_state["momentum"], first, last, momentum_RD)
+            continue
         weight_RD = rows.centres(chunk_RD)
         gradient_RD = project(weight_RD, h_RD)
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}

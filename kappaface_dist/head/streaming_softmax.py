@@ -24,10 +24,11 @@ rows in use (all K, or those that were sampled).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
-from kappaface_dist.head.products import multiply
+from kappaface_dist.head.products import multiply, triton_kernels
 from kappaface_dist.head.rows import Rows
 
 # The largest exponent: e^64 times 1e8 classes is 6e35, within fp32's 3.4e38.
@@ -50,17 +51,23 @@ class Softmax:
         dtype: of the operands of the matrix products.
         filter_threshold: negatives with a cosine above it are left out (Z, U and h); None: none.
         chunk_bytes: of one chunk of logits; None: by the device.
+        fused: with the Triton kernels where they can run; they are for bf16 products.
     """
 
     scale: float
     dtype: torch.dtype
     filter_threshold: float | None = None
     chunk_bytes: int | None = None
+    fused: bool = True
 
     @property
     def shift(self) -> float:
         """The constant c in exp(logit − c)."""
         return max(0.0, self.scale - LARGEST_EXPONENT)
+
+    def kernels(self, device: torch.device) -> ModuleType | None:
+        usable = self.fused and self.dtype == torch.bfloat16
+        return triton_kernels(device.type) if usable else None
 
     def chunk_rows(self, embedding_GD: torch.Tensor) -> int:
         """Rows per chunk, from the size of the batch and of the cache."""
@@ -95,17 +102,18 @@ class LogitCache:
         self._chunks: dict[int, torch.Tensor] = {}
         self.used_bytes = 0
 
-    def keep(self, first: int, num_rows: int, share_GR: torch.Tensor) -> None:
-        """Keep the chunk that starts at row first of num_rows, if there is room."""
-        size, used = share_GR.numel(), self.used_bytes // 2
+    def place(self, num_images: int, rows: Rows, first: int, last: int) -> torch.Tensor | None:
+        """Where to put rows first..last-1 [G, R]; None if there is no room for them."""
+        used = self.used_bytes // 2
+        size = num_images * (last - first)
         if (used + size) * 2 > self.num_bytes:
-            return
+            return None
         if self._block is None:
-            block_size = min(self.num_bytes // 2, len(share_GR) * num_rows)
-            self._block = share_GR.new_empty(block_size, dtype=torch.bfloat16)
-        self._chunks[first] = self._block[used : used + size].view(share_GR.shape)
-        self._chunks[first].copy_(share_GR)
+            block_size = min(self.num_bytes // 2, num_images * len(rows))
+            self._block = rows.weight_KD.new_empty(block_size, dtype=torch.bfloat16)
+        self._chunks[first] = self._block[used : used + size].view(num_images, last - first)
         self.used_bytes += size * 2
+        return self._chunks[first]
 
     def get(self, first: int) -> torch.Tensor | None:
         return self._chunks.get(first)
@@ -146,22 +154,23 @@ def exponentiate(
 
 
 class Chunks:
-    """Iterates over chunks of rows and computes Q of each in one buffer that it reuses."""
+    """Iterates over chunks of rows and computes Q of each in buffers that it reuses."""
 
     def __init__(self, embedding_GD: torch.Tensor, rows: Rows, softmax: Softmax):
         self.rows, self.softmax = rows, softmax
         self.size = min(softmax.chunk_rows(embedding_GD), max(1, len(rows)))
-        self._buffer = embedding_GD.new_empty(len(embedding_GD) * self.size)
+        self.kernels = softmax.kernels(embedding_GD.device)
+        self._product = embedding_GD.new_empty(len(embedding_GD) * self.size)
+        self._share = self._product
+        if self.kernels is not None:
+            self._share = torch.empty_like(self._product, dtype=torch.bfloat16)
 
     def __iter__(self) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(first, last, centres as they lie [R, D], operand [R, D], 1/‖operand‖ [R])."""
         for first, last in self.rows.chunks(self.size):
             chunk_RD = self.rows.select(self.rows.weight_KD, first, last)
             operand_RD = self.rows.operand(chunk_RD, self.softmax.dtype)
-            yield first, last, chunk_RD, operand_RD, inverse_norms(operand_RD, self._buffer.dtype)
-
-    def buffer(self, num_images: int, num_rows: int) -> torch.Tensor:
-        return self._buffer[: num_images * num_rows].view(num_images, num_rows)
+            yield first, last, chunk_RD, operand_RD, inverse_norms(operand_RD, self._product.dtype)
 
     def shares(
         self,
@@ -170,11 +179,30 @@ class Chunks:
         inverse_R: torch.Tensor,
         column_G: torch.Tensor,
         first: int,
+        keep: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q [G, R], its part of Z [G])."""
-        share_GR = self.buffer(len(embedding_GD), len(operand_RD))
-        multiply(embedding_GD, operand_RD.T, self.softmax.dtype, out=share_GR)
-        return share_GR, exponentiate(share_GR, inverse_R, column_G, first, self.softmax)
+        """(Q [G, R], its part of Z [G]); Q goes to keep, too, if that is given."""
+        softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
+        product_GR = self._product[: shape[0] * shape[1]].view(shape)
+        multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
+        if self.kernels is None:
+            sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax)
+            if keep is not None:
+                keep.copy_(product_GR)
+            return product_GR, sum_G
+        share_GR = self._share[: shape[0] * shape[1]].view(shape) if keep is None else keep
+        limit = softmax.filter_threshold
+        sum_G = self.kernels.exponentiate(
+            product_GR,
+            inverse_R,
+            column_G,
+            first,
+            factor=softmax.scale * LOG2_E,
+            shift=softmax.shift * LOG2_E,
+            limit=None if limit is None else limit * softmax.scale * LOG2_E,
+            out=share_GR,
+        )
+        return share_GR, sum_G
 
 
 def negative_sums(
@@ -194,10 +222,11 @@ def negative_sums(
     sum_G = embedding_GD.new_zeros(len(embedding_GD))
     sum_GD = torch.zeros_like(embedding_GD)
     chunks = Chunks(embedding_GD, rows, softmax)
-    for first, _, _, operand_RD, inverse_R in chunks:
-        share_GR, part_G = chunks.shares(embedding_GD, operand_RD, inverse_R, column_G, first)
+    for first, last, _, operand_RD, inverse_R in chunks:
+        keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)
+        share_GR, part_G = chunks.shares(
+            embedding_GD, operand_RD, inverse_R, column_G, first, keep_GR
+        )
         sum_G += part_G
         multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
-        if cache is not None:
-            cache.keep(first, len(rows), share_GR)
     return sum_G, sum_GD

@@ -1,0 +1,92 @@
+"""The Triton kernels under Triton's interpreter, against the plain versions.
+
+The interpreter is chosen when Triton is imported, so the comparison runs in a process of its own.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kappaface_dist.head import ArcFace, PartialFC, SGDRows
+from kappaface_dist.head.products import triton_kernels
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+# Both round Q to bf16, but the interpreter cuts off where a GPU rounds: 2^-8 at most, here 2^-8.5.
+CLOSE = 5e-3
+LR = 0.001
+# Neither a multiple of the tiles: D = 48 is padded to 64, 333 rows to 3 tiles of 128.
+C, G, D = 333, 40, 48
+
+
+def run_head(fused, *, steps=2, skip_step=None, **settings):
+    head = PartialFC(C, D, ArcFace(), dtype=torch.bfloat16, fused=fused, **settings)
+    assert (head.softmax.kernels(torch.device("cpu")) is not None) == fused
+    losses, gradients = [], []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        embedding_GD = torch.randn(G, D, generator=generator).requires_grad_()
+        label_G = torch.randint(C, (G,), generator=generator)
+        label_G[1] = label_G[0]
+        loss = head(embedding_GD, label_G)
+        loss.backward()
+        skip = None if skip_step is None else torch.tensor(step == skip_step)
+        head.step(LR, skip=skip)
+        losses.append(loss.detach())
+        gradients.append(embedding_GD.grad)
+    return torch.stack(losses), torch.stack(gradients), head.sharded_state()
+
+
+def compare_all():
+    for name, settings in {
+        "plain": {},
+        "split": {"split_centres": True},
+        "cache": {"split_centres": True, "logit_cache_bytes": 1 << 20},
+        "half cached": {"logit_cache_bytes": G * 128 * 2, "chunk_bytes": G * 128 * 4},
+        "sampled": {"sample_rate": 0.3, "split_centres": True},
+        # One step: in a second, centres apart by a rounding put other negatives at the threshold.
+        "filter": {"filter_threshold": 0.2, "steps": 1},
+        "bf16 momentum": {"optimizer": SGDRows(momentum_dtype=torch.bfloat16)},
+        "skip": {"skip_step": 1},
+    }.items():
+        plain, fused = run_head(False, **settings), run_head(True, **settings)
+        torch.testing.assert_close(fused[0], plain[0], rtol=2e-4, atol=0, msg=f"loss, {name}")
+        assert (fused[1] - plain[1]).norm() < CLOSE * plain[1].norm(), f"embeddings, {name}"
+        start = PartialFC(C, D, ArcFace()).weight_KD
+        moved = (plain[2]["weight"] - start).norm()
+        assert moved > 0
+        assert (fused[2]["weight"] - plain[2]["weight"]).norm() < CLOSE * moved, f"centres, {name}"
+        momentum, expected = (side[2]["optimizer.momentum"].float() for side in (fused, plain))
+        assert (momentum - expected).norm() < CLOSE * expected.norm(), f"momentum, {name}"
+        print("same:", name)
+
+
+def test_the_kernels_compute_what_the_plain_versions_do():
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.head.test_kernels"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("same:") == 8
+
+
+def test_without_a_gpu_the_plain_versions_run():
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert triton_kernels("cpu") is None
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compare_all()
