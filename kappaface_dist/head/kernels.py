@@ -133,7 +133,7 @@ def _update_rows(
     kept = kept * momentum + gradient
     weight = weight - lr * kept
     if SKIPPABLE:
-        inside = inside & (tl.load(skip_ptr) == 0)
+        inside = inside & (tl.load(skip_ptr + tl.zeros_like(row)) == 0)[:, None]
     tl.store(momentum_ptr + place, kept.to(momentum_ptr.dtype.element_ty), mask=inside)
     if SPLIT:
         bits = weight.to(tl.int32, bitcast=True)

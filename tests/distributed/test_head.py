@@ -147,6 +147,35 @@ def test_ranks_that_own_nothing(num_classes):
     assert len(results[3][3]["weight"]) == 0
 
 
+def one_sided(num_classes):
+    """All labels in the first shard, most of them the same class."""
+    head = PartialFC(num_classes, SIZE, ArcFace(), dtype=torch.float64, seed=3)
+    embedding_GD, _ = global_batch(0)
+    label_G = torch.tensor([7] * 9 + [8, 9, 9])
+    embedding_BD = own_images(embedding_GD).clone().requires_grad_()
+    loss = head(embedding_BD, own_images(label_G))
+    loss.backward()
+    gradient = embedding_BD.grad / parallel.world_size()
+    return loss.item(), gradient.numpy(), head.weight_gradient().numpy()
+
+
+def test_all_labels_in_one_shard():
+    results = run_on_ranks(3, one_sided, NUM_CLASSES)
+    start_CD = initial_centres(range(NUM_CLASSES), SIZE, 3, torch.float64, torch.device("cpu"))
+    embedding_GD = global_batch(0)[0].requires_grad_()
+    margin_C = torch.full((NUM_CLASSES,), 0.5, dtype=torch.float64)
+    label_G = torch.tensor([7] * 9 + [8, 9, 9])
+    loss = dense_loss(embedding_GD, start_CD.requires_grad_(), label_G, margin_C, 64.0)
+    loss.backward()
+    assert all(abs(own - loss.item()) < 1e-9 for own, *_ in results)
+    np.testing.assert_allclose(
+        np.concatenate([own for _, own, _ in results]), embedding_GD.grad.numpy(), **EXACT
+    )
+    np.testing.assert_allclose(
+        np.concatenate([own for *_, own in results]), start_CD.grad.numpy(), **EXACT
+    )
+
+
 def count_collectives():
     """Collectives that reach the backend in one step, seen by torch's profiler."""
     head = PartialFC(NUM_CLASSES, SIZE, KappaFace(), sample_rate=0.5)

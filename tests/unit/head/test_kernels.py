@@ -18,8 +18,9 @@ from kappaface_dist.head.products import triton_kernels
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
-# Both round Q to bf16, but the interpreter cuts off where a GPU rounds: 2^-8 at most, here 2^-8.5.
-CLOSE = 5e-3
+# Both round Q (and the momentum) to bf16, but the interpreter cuts off where a GPU rounds: 2^-7 at
+# most for one number.
+CLOSE = 8e-3
 LR = 0.001
 # Neither a multiple of the tiles: D = 48 is padded to 64, 333 rows to 3 tiles of 128.
 C, G, D = 333, 40, 48
