@@ -9,6 +9,8 @@ NPROC  ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 FACES  ?= data/faces
 CONFIG ?= configs/quickstart.yaml
 ARGS   ?=
+# Ranks share the cores: one thread each, as torchrun would set it with a warning.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test check format clean
 .DELETE_ON_ERROR:

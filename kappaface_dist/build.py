@@ -163,8 +163,11 @@ def build_head(config: Config, catalog: Catalog, device: torch.device) -> Partia
             config.optimizer.name,
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
+            momentum_dtype=DTYPES[config.head.momentum_dtype],
         ),
         dtype=DTYPES[config.head.dtype],
+        logit_cache_bytes=config.head.logit_cache_bytes,
+        filter_threshold=config.head.filter_threshold,
         seed=config.run.seed,
         device=device,
     )

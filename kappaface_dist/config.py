@@ -42,6 +42,9 @@ class Backbone:
 class Head:
     sample_rate: float = 1.0  # share of the classes that are negatives in a step; 1 is exact
     dtype: str = "fp32"  # fp32 | bf16: operands of the head's matrix products
+    momentum_dtype: str = "fp32"  # fp32 | bf16: of sgd's momentum of the centres
+    logit_cache_bytes: int = 0  # per rank: what the second pass need not compute again
+    filter_threshold: float | None = None  # negatives with a cosine above it are left out
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ CHOICES = {
     "data.loader": ("auto", "cpu"),
     "data.augment": ("none", "flip"),
     "head.dtype": ("fp32", "bf16"),
+    "head.momentum_dtype": ("fp32", "bf16"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("polynomial", "cosine"),
     "precision": ("bf16", "fp16", "fp32"),
@@ -148,6 +152,11 @@ def check_config(config: Config) -> None:
     if not 0.0 <= config.data.max_corrupt_share <= 1.0:
         raise ValueError(
             f"data.max_corrupt_share is {config.data.max_corrupt_share}: it is a share, 0 to 1"
+        )
+    if config.head.momentum_dtype == "bf16" and config.optimizer.name != "sgd":
+        raise ValueError(
+            f"head.momentum_dtype is bf16, but optimizer.name is {config.optimizer.name}, whose"
+            " state stays fp32: use sgd, or leave it fp32"
         )
     if config.optimizer.warmup_epochs < 0:
         raise ValueError(f"optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, below 0")

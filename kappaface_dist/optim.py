@@ -53,8 +53,10 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def build_row_optimizer(name: str, *, momentum: float, weight_decay: float) -> RowOptimizer:
-    """The same optimizer for the rows of the head."""
+def build_row_optimizer(
+    name: str, *, momentum: float, weight_decay: float, momentum_dtype: torch.dtype
+) -> RowOptimizer:
+    """The same optimizer for the rows of the head; momentum_dtype is sgd's alone."""
     if name == "sgd":
-        return SGDRows(momentum=momentum, weight_decay=weight_decay)
+        return SGDRows(momentum, weight_decay, momentum_dtype)
     return AdamWRows(weight_decay=weight_decay)

@@ -59,6 +59,7 @@ def test_what_is_written_reads_back(write):
         ("evaluate.every=10", "evaluate.sets is empty"),
         ("data.train=null", "data.train is not set"),
         ("data.max_corrupt_share=1.5", "it is a share, 0 to 1"),
+        ("head.momentum_dtype=fp16", "choose one of fp32, bf16"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0: it must be above 0"),
     ],
 )
@@ -89,3 +90,10 @@ def test_broken_files(write, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"config .*nope\.yaml cannot be read"):
         load_config(tmp_path / "nope.yaml")
+
+
+def test_a_state_that_only_sgd_has(write):
+    path = write(MINIMAL)
+    assert load_config(path, ["head.momentum_dtype=bf16"]).head.momentum_dtype == "bf16"
+    with pytest.raises(ValueError, match="whose state stays fp32"):
+        load_config(path, ["head.momentum_dtype=bf16", "optimizer.name=adamw"])

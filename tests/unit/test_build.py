@@ -1,0 +1,83 @@
+"""The builders hand every setting of the configuration to the part it is for."""
+
+import numpy as np
+import pytest
+import torch
+
+from kappaface_dist.build import build_job, derived_numbers
+from kappaface_dist.config_file import load_config
+from kappaface_dist.data.images import encode_jpeg
+from kappaface_dist.data.recordio import RecordWriter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    with RecordWriter(folder / "train") as writer:
+        for label in range(10):
+            writer.write(label % 5, encode_jpeg(np.full((32, 32, 3), 20 * label, np.uint8)))
+    (folder / "config.yaml").write_text(
+        "run: {epochs: 3}\n"
+        f"data: {{train: {folder / 'train.rec'}, batch_size: 4, image_size: 32}}\n"
+        "backbone: {name: tiny, embedding_size: 8}\n"
+    )
+    return folder / "config.yaml"
+
+
+def build(path, *overrides):
+    return build_job(load_config(path, list(overrides)), CPU)
+
+
+def test_the_head_gets_its_settings(path):
+    head = build(
+        path,
+        "head.sample_rate=0.5",
+        "head.dtype=bf16",
+        "head.momentum_dtype=bf16",
+        "head.logit_cache_bytes=1000",
+        "head.filter_threshold=0.6",
+        "margin.name=cosface",
+        "margin.margin=0.2",
+        "optimizer.momentum=0.7",
+        "optimizer.weight_decay=0.001",
+    ).head
+    assert (head.sample_rate, head.dtype, head.logit_cache_bytes) == (0.5, torch.bfloat16, 1000)
+    assert head.softmax.filter_threshold == 0.6
+    assert head.margin.margin == 0.2
+    assert (head.optimizer.momentum, head.optimizer.weight_decay) == (0.7, 0.001)
+    assert head.sharded_state()["optimizer.momentum"].dtype == torch.bfloat16
+    assert head.num_classes == 5
+
+
+def test_the_backbone_gets_its_settings(path):
+    network = build(path, "backbone.channels_last=true").network
+    weight = next(p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    first, again = (build(path).network.state_dict() for _ in range(2))
+    other = build(path, "run.seed=1").network.state_dict()
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_length_of_a_run(path):
+    epochs = build(path)
+    assert (epochs.images_to_read(0, 0), epochs.steps_left(0, 0)) == (30, 8)
+    assert epochs.steps_left(5, 20) == 3
+    steps = build(path, "run.steps=7")
+    assert steps.steps_left(0, 0) == 7
+    # After a change of the number of ranks position is no longer step x G; the steps still count.
+    assert (steps.steps_left(3, 24), steps.images_to_read(3, 24)) == (4, 40)
+
+
+def test_derived_numbers(path):
+    numbers = derived_numbers(
+        build(path, "optimizer.lr=0.1", "optimizer.reference_batch=8", "head.sample_rate=0.5")
+    )
+    assert numbers["classes"] == 5
+    assert numbers["images_per_class"] == "2 to 2"
+    assert numbers["peak_lr"] == 0.05
+    assert numbers["steps"] == 8
+    # Of 5 classes x 8: centres, momentum, sums of embeddings; and four numbers per class.
+    assert numbers["head_megabytes_per_rank"] == round(5 * (3 * 8 + 4) * 4 / 1e6, 1)
