@@ -2,10 +2,13 @@
 
     python tools/benchmark_head.py --classes 200000 --batch 512 --json -
     python tools/benchmark_head.py --classes 200000 --batch 512 --ranks 2
-    torchrun --nproc_per_node 8 tools/benchmark_head.py --classes 10000000 --batch 1024 --dtype bf16
+    torchrun --nproc_per_node 8 tools/benchmark_head.py --device cuda --dtype bf16 \
+        --classes 10000000 --batch 1024
+    python tools/benchmark_head.py --all --device cuda --json head.json
 
 --classes and --batch count over all ranks. With --ranks above 1 it starts its own processes, each
 with one thread, as torchrun's have; with one rank torch uses all cores (or OMP_NUM_THREADS).
+--all goes through the sizes and settings of BENCHMARKS.md; --shrink divides its sizes for a trial.
 """
 
 import argparse
@@ -18,10 +21,11 @@ import torch
 import torch.multiprocessing as mp
 
 from kappaface_dist import commands, parallel
-from kappaface_dist.head import ArcFace, PartialFC
+from kappaface_dist.head import ArcFace, PartialFC, SGDRows
 from kappaface_dist.head.benchmark import (
     Batch,
     DenseSide,
+    Side,
     StreamingSide,
     is_rank0,
     local_classes,
@@ -29,6 +33,28 @@ from kappaface_dist.head.benchmark import (
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}
+CACHED = {**LARGE, "logit_cache_bytes": 2 * 1_250_000 * 1024}
+MB = 1 << 20
+# What each case of --all differs in from the command line's defaults.
+CASES: dict[str, dict[str, Any]] = {
+    "cache, dense bf16": CACHED,
+    "no cache, dense fp32": {**LARGE, "dense_dtype": "fp32"},
+    "sample rate 0.1": {**LARGE, "sample_rate": 0.1, "dense": False},
+    "plain PyTorch": {**CACHED, "fused": False, "dense": False},
+    "whole fp32 centres": {**CACHED, "split": False, "dense": False},
+    "bf16 momentum": {**CACHED, "momentum_dtype": "bf16", "dense": False},
+    **{
+        f"chunks of {size} MB": {**CACHED, "chunk_bytes": size * MB, "dense": False}
+        for size in (8, 16, 64, 128)
+    },
+    **{
+        f"{classes} classes": {**LARGE, "classes": classes, "dense": False}
+        for classes in (250_000, 500_000, 2_500_000)
+    },
+    **{f"batch {batch}": {**LARGE, "batch": batch, "dense": False} for batch in (256, 512, 2048)},
+    "a rank's share of 100M": {**LARGE, "classes": 12_500_000, "dense": False, "repeats": 3},
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,7 +68,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sample-rate", type=float, default=1.0)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    parser.add_argument("--dense-dtype", choices=sorted(DTYPES), help="as --dtype if not given")
+    parser.add_argument("--no-dense", dest="dense", action="store_false")
+    parser.add_argument("--logit-cache-bytes", type=int, default=0)
+    parser.add_argument("--chunk-bytes", type=int, help="of one chunk of logits")
+    parser.add_argument("--momentum-dtype", choices=sorted(DTYPES))
+    parser.add_argument("--no-fused", dest="fused", action="store_false", help="no Triton kernels")
+    parser.add_argument(
+        "--split", action=argparse.BooleanOptionalAction, help="split centres; by default on GPUs"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each side")
+    parser.add_argument("--all", action="store_true", help="every case of BENCHMARKS.md")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the sizes of --all")
     parser.add_argument("--json", help="file for the report, - for standard output")
     return parser.parse_args()
 
@@ -55,7 +92,12 @@ def streaming_side(
         arguments.embedding,
         ArcFace(),
         sample_rate=sample_rate,
+        optimizer=SGDRows(momentum_dtype=DTYPES.get(arguments.momentum_dtype)),
         dtype=DTYPES[arguments.dtype],
+        logit_cache_bytes=arguments.logit_cache_bytes,
+        chunk_bytes=arguments.chunk_bytes,
+        split_centres=arguments.split,
+        fused=arguments.fused,
         device=device,
     )
     return StreamingSide(head)
@@ -65,53 +107,74 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     """All sides of one size, and their ratios."""
     num_ranks = parallel.world_size()
     num_images = arguments.batch // num_ranks
-    builders: dict[str, Any] = {
+    builders: dict[str, partial[Side]] = {
         "streaming": partial(streaming_side, arguments, device, arguments.sample_rate)
     }
     if arguments.sample_rate < 1:
         builders["streaming_full"] = partial(streaming_side, arguments, device, 1.0)
-    builders["dense"] = partial(
-        DenseSide, arguments.classes, arguments.embedding, DTYPES[arguments.dtype], device
-    )
+    if arguments.dense:
+        dtype = DTYPES[arguments.dense_dtype or arguments.dtype]
+        builders["dense"] = partial(
+            DenseSide, arguments.classes, arguments.embedding, dtype, device
+        )
     num_rows = local_classes(arguments.classes)
-    report: dict[str, Any] = {
-        "classes": arguments.classes,
-        "batch": num_images * num_ranks,
-        "embedding": arguments.embedding,
+    skipped = ("all", "dense", "json", "shrink")
+    report = {
+        **{name: value for name, value in vars(arguments).items() if name not in skipped},
         "ranks": num_ranks,
         "threads_per_rank": torch.get_num_threads(),
-        "sample_rate": arguments.sample_rate,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "dtype": arguments.dtype,
         "torch": torch.__version__,
     }
-    report |= measure(
+    sides = measure(
         builders,
         Batch(arguments.classes, num_images, arguments.embedding, device),
         num_logits=num_rows * num_images * num_ranks,
         num_parameters=num_rows * arguments.embedding,
         num_repeats=arguments.repeats,
     )
-    streaming, dense = report["streaming"], report["dense"]
-    report["time_ratio"] = streaming["seconds"] / dense["seconds"]
-    report["memory_ratio"] = streaming["extra_bytes"] / dense["extra_bytes"]
-    if arguments.sample_rate < 1:
-        full_seconds = report["streaming_full"]["seconds"]
-        report["time_ratio_to_full"] = streaming["seconds"] / full_seconds
-    return report
+    # The seconds are the wall clock's; the processor's are the steadier on a machine in use.
+    for other, suffix in (("dense", ""), ("streaming_full", "_to_full")):
+        if other in sides:
+            for name, key in (
+                ("time", "seconds"),
+                ("processor_time", "processor_seconds"),
+                ("memory", "extra_bytes"),
+            ):
+                report[f"{name}_ratio{suffix}"] = sides["streaming"][key] / sides[other][key]
+    return {**report, **sides}
 
 
-def print_table(report: dict[str, Any]) -> None:
-    print(f"{'':16}{'seconds':>10}{'ps/logit':>10}{'extra MB':>10}{'state B/param':>15}")
-    for name in ("streaming", "streaming_full", "dense"):
-        if name in report:
-            side = report[name]
+def print_table(name: str, report: dict[str, Any]) -> None:
+    print(f"{name:24}{'seconds':>10}{'ps/logit':>14}{'extra MB':>10}{'state B/param':>15}")
+    for side_name in ("streaming", "streaming_full", "dense"):
+        if side_name in report:
+            side = report[side_name]
             print(
-                f"{name:16}{side['seconds']:>10.4f}{side['ps_per_logit']:>10.2f}"
+                f"  {side_name:22}{side['seconds']:>10.4f}{side['ps_per_logit']:>14.2f}"
                 f"{side['extra_bytes'] / 1e6:>10.1f}{side['state_bytes_per_parameter']:>15.2f}"
             )
-    ratios = {name: round(value, 3) for name, value in report.items() if "_ratio" in name}
-    print("  ".join(f"{name} {value}" for name, value in ratios.items()))
+    for ratio in (key for key in report if "_ratio" in key):
+        print(f"  {ratio} {report[ratio]:.3f}")
+
+
+def run_cases(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """The case of the command line, or all of `CASES`; prints each as it is done."""
+    cases = {f"{arguments.classes} x {arguments.batch}": arguments}
+    if arguments.all:
+        cases = {}
+        for name, changes in CASES.items():
+            cases[name] = case = argparse.Namespace(**{**vars(arguments), **changes})
+            case.classes = max(case.classes // arguments.shrink, 1000)
+            case.batch = max(case.batch // arguments.shrink, 4 * case.ranks)
+            if device.type == "cpu":  # without their GPU's bf16 units these are for a trial only
+                case.repeats = 1
+    reports = {}
+    for name, case in cases.items():
+        reports[name] = benchmark(case, device)
+        if is_rank0() and arguments.json != "-":
+            print_table(name, reports[name])
+    return reports if arguments.all else next(iter(reports.values()))
 
 
 def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None:
@@ -128,11 +191,8 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
     started = parallel.start()
-    device = started if arguments.device == "cuda" else torch.device("cpu")
-    report = benchmark(arguments, device)
+    report = run_cases(arguments, started if arguments.device == "cuda" else torch.device("cpu"))
     if is_rank0():
-        if arguments.json != "-":
-            print_table(report)
         commands.write_json(arguments.json, report)
     parallel.stop()
 

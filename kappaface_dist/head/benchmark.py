@@ -117,25 +117,30 @@ class Batch:
 
 def seconds_per_step(
     sides: dict[str, Side], batch: Batch, num_repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of each step, the sides taking turns; the slowest rank's time, the same on all."""
+) -> dict[str, tuple[list[float], list[float]]]:
+    """(seconds, processor seconds) of each step, the sides taking turns; the slowest rank's.
+
+    The processor's seconds, over all threads, are the steadier where others use the machine too.
+    """
     device = batch.label_B.device
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
     for repeat in range(num_repeats + 1):
         for name, side in sides.items():
             parallel.barrier()
             _wait(device)
-            start = time.perf_counter()
+            start, busy_start = time.perf_counter(), time.process_time()
             batch.run(side)
             _wait(device)
-            own = torch.tensor([time.perf_counter() - start], dtype=torch.float64, device=device)
+            own = [time.perf_counter() - start, time.process_time() - busy_start]
+            slowest = parallel.all_reduce_max(torch.tensor(own, dtype=torch.float64, device=device))
             if repeat:  # the first round warms up
-                seconds[name].append(parallel.all_reduce_max(own).item())
-    return seconds
+                for values, value in zip(times[name], slowest.tolist(), strict=True):
+                    values.append(value)
+    return times
 
 
-def extra_bytes(build: Callable[[], Any], batch: Batch, num_steps: int = 2) -> tuple[int, int]:
-    """(peak bytes beyond the state, bytes of state) of this rank over a few steps, measured.
+def extra_bytes(build: Callable[[], Side], batch: Batch, num_steps: int = 2) -> tuple[Side, int]:
+    """A new side, and its peak bytes on this rank beyond its state over a few steps, measured.
 
     On the CPU the peak is the process's own (VmHWM, which Linux lets one reset), less what it held
     before the head was built; on a GPU that of torch's allocator.
@@ -151,8 +156,11 @@ def extra_bytes(build: Callable[[], Any], batch: Batch, num_steps: int = 2) -> t
     for _ in range(num_steps):
         batch.run(side)
     _wait(device)
-    state = sum(t.untyped_storage().nbytes() for t in side.state())
-    return _peak_bytes(device) - before - state, state
+    return side, _peak_bytes(device) - before - state_bytes(side)
+
+
+def state_bytes(side: Side) -> int:
+    return sum(t.untyped_storage().nbytes() for t in side.state())
 
 
 def _wait(device: torch.device) -> None:
@@ -193,14 +201,14 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def measure(
-    builders: dict[str, Callable[[], Any]],
+    builders: dict[str, Callable[[], Side]],
     batch: Batch,
     *,
     num_logits: int,
     num_parameters: int,
     num_repeats: int,
 ) -> dict[str, dict[str, Any]]:
-    """Memory of each side alone, then the times of all, taking turns.
+    """Memory of one side after another, then the times of all, taking turns.
 
     Args:
         builders: by name, what makes a side.
@@ -209,20 +217,21 @@ def measure(
         num_repeats: timed steps of each side.
     """
     report: dict[str, dict[str, Any]] = {}
+    sides: dict[str, Side] = {}
     for name, build in builders.items():
-        extra, state = extra_bytes(build, batch)
+        sides[name], extra = extra_bytes(build, batch)
         report[name] = {
             "extra_bytes": extra,
             "extra_bytes_per_logit": extra / num_logits,
-            "state_bytes_per_parameter": state / num_parameters,
+            "state_bytes_per_parameter": state_bytes(sides[name]) / num_parameters,
         }
-    sides = {name: build() for name, build in builders.items()}
-    for name, seconds in seconds_per_step(sides, batch, num_repeats).items():
+    for name, (seconds, busy) in seconds_per_step(sides, batch, num_repeats).items():
         median = statistics.median(seconds)
         report[name] |= {
             "seconds": median,
             "seconds_min": min(seconds),
             "seconds_each": seconds,
+            "processor_seconds": statistics.median(busy),
             "ps_per_logit": median * 1e12 / num_logits,
         }
     return report

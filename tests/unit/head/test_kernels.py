@@ -26,25 +26,26 @@ LR = 0.001
 C, G, D = 333, 40, 48
 
 
-def run_head(fused, *, steps=2, skip_step=None, **settings):
-    head = PartialFC(C, D, ArcFace(), dtype=torch.bfloat16, fused=fused, **settings)
-    assert (head.softmax.kernels(torch.device("cpu")) is not None) == fused
+def run_head(fused, device, *, steps=2, skip_step=None, **settings):
+    settings = {"split_centres": False, "dtype": torch.bfloat16, **settings}
+    head = PartialFC(C, D, ArcFace(), fused=fused, device=device, **settings)
+    assert (head.softmax.kernels(torch.device(device)) is not None) == fused
     losses, gradients = [], []
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        embedding_GD = torch.randn(G, D, generator=generator).requires_grad_()
-        label_G = torch.randint(C, (G,), generator=generator)
+        embedding_GD = torch.randn(G, D, generator=generator).to(device).requires_grad_()
+        label_G = torch.randint(C, (G,), generator=generator).to(device)
         label_G[1] = label_G[0]
         loss = head(embedding_GD, label_G)
         loss.backward()
-        skip = None if skip_step is None else torch.tensor(step == skip_step)
+        skip = None if skip_step is None else torch.tensor(step == skip_step, device=device)
         head.step(LR, skip=skip)
         losses.append(loss.detach())
         gradients.append(embedding_GD.grad)
     return torch.stack(losses), torch.stack(gradients), head.sharded_state()
 
 
-def compare_all():
+def compare_all(device):
     for name, settings in {
         "plain": {},
         "split": {"split_centres": True},
@@ -56,10 +57,10 @@ def compare_all():
         "bf16 momentum": {"optimizer": SGDRows(momentum_dtype=torch.bfloat16)},
         "skip": {"skip_step": 1},
     }.items():
-        plain, fused = run_head(False, **settings), run_head(True, **settings)
+        plain, fused = (run_head(fused, device, **settings) for fused in (False, True))
         torch.testing.assert_close(fused[0], plain[0], rtol=2e-4, atol=0, msg=f"loss, {name}")
         assert (fused[1] - plain[1]).norm() < CLOSE * plain[1].norm(), f"embeddings, {name}"
-        start = PartialFC(C, D, ArcFace()).weight_KD
+        start = PartialFC(C, D, ArcFace(), device=device).weight_KD
         moved = (plain[2]["weight"] - start).norm()
         assert moved > 0
         assert (fused[2]["weight"] - plain[2]["weight"]).norm() < CLOSE * moved, f"centres, {name}"
@@ -83,6 +84,30 @@ def test_the_kernels_compute_what_the_plain_versions_do():
     assert done.stdout.count("same:") == 8
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernels_on_a_gpu():
+    compare_all("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_runs_on_a_gpu_are_bitwise_equal_where_the_flag_asks_for_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run_head(True, "cuda", steps=4, split_centres=True) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_agrees_with_the_cpu_in_fp32():
+    settings = {"dtype": torch.float32, "steps": 1}
+    cpu, gpu = (run_head(False, device, **settings) for device in ("cpu", "cuda"))
+    for ours, expected in zip(gpu[:2], cpu[:2], strict=True):
+        assert (ours.cpu() - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_without_a_gpu_the_plain_versions_run():
     if os.environ.get("TRITON_INTERPRET") != "1":
         assert triton_kernels("cpu") is None
@@ -90,4 +115,4 @@ def test_without_a_gpu_the_plain_versions_run():
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    compare_all()
+    compare_all("cpu")
