@@ -59,11 +59,30 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
     Raises:
         ValueError: the checkpoint holds other tensors, or tensors of other shapes.
     """
-    stored = parallel.agree(lambda: stored_shapes(folder))
-    for name, tensor in (replicated | sharded).items():
-        shape = list(tensor.shape)
-        if name in sharded:
-            shape[0] = num_classes
+    shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
+    shapes |= {name: [num_classes, *tensor.shape[1:]] for name, tensor in sharded.items()}
+    _check_shapes(folder, parallel.agree(lambda: stored_shapes(folder)), shapes)
+    state = {**replicated, **_as_one(sharded, num_classes)}
+    with _one_process_is_fine():
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+
+def load_alone(folder: Path, replicated: Tensors) -> None:
+    """Read replicated tensors in place, in this process without the others.
+
+    Raises:
+        ValueError: the checkpoint is not complete, or holds other tensors, or of other shapes.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
+    _check_shapes(folder, stored_shapes(folder), shapes)
+    with _one_process_is_fine():
+        dcp.load(dict(replicated), checkpoint_id=folder, no_dist=True)
+
+
+def _check_shapes(
+    folder: Path, stored: dict[str, list[int]], expected: dict[str, list[int]]
+) -> None:
+    for name, shape in expected.items():
         if name not in stored:
             raise ValueError(
                 f"checkpoint {folder} has no tensor {name}: it is of another model or optimizer;"
@@ -74,9 +93,6 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
                 f"checkpoint {folder} holds {name} of shape {stored[name]}, this model has {shape}:"
                 " it is of another model or dataset; start in another run folder"
             )
-    state = {**replicated, **_as_one(sharded, num_classes)}
-    with _one_process_is_fine():
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def load_numbers(folder: Path) -> dict[str, Any]:

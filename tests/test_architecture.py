@@ -13,7 +13,7 @@ LAYERS = [
     {"trainer"},
     {"run_state"},
     {"report"},
-    {"build"},
+    {"build", "saved_model"},
     {"checkpoint", "evaluation", "metrics"},
     {"optim"},
     {"head"},

@@ -1,5 +1,6 @@
 """A trained backbone as one file: safetensors, with what is needed to build it again."""
 
+import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,17 @@ def save_backbone(
     unfinished = target.with_name(target.name + ".part")
     save_file(tensors, unfinished, {key: str(value) for key, value in asdict(settings).items()})
     unfinished.replace(target)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the parameters and buffers in the order of their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # A view as bytes exists for every type, numpy knows no bfloat16.
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSettings]:

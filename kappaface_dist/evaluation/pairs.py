@@ -19,6 +19,7 @@ from kappaface_dist.evaluation.protocol import (
     Roc,
     area_under,
     best_accuracy,
+    equal_error_rate,
     fold_accuracies,
     roc,
     tar_at_far,
@@ -43,6 +44,7 @@ class PairResult:
     accuracy: float | None
     accuracy_std: float | None
     auc: float | None
+    eer: float | None
     tar_at_far: dict[str, float | None]
     note: str
     distance_P: np.ndarray
@@ -54,6 +56,7 @@ class PairResult:
             "accuracy": self.accuracy,
             "accuracy_std": self.accuracy_std,
             "auc": self.auc,
+            "eer": self.eer,
             "tar_at_far": self.tar_at_far,
             "num_pairs": self.num_pairs,
             "num_same": self.num_same,
@@ -112,8 +115,10 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
             f"all {num_pairs} pairs are of {kind}: a threshold that answers alike for every pair is"
             " always right, so an accuracy means nothing"
         )
-        no_rates: dict[str, float | None] = {_rate_name(far): None for far in FALSE_ACCEPT_RATES}
-        return PairResult(num_pairs, num_same, None, None, None, no_rates, note, distance_P, None)
+        no_rates: dict[str, float | None] = {rate_name(far): None for far in FALSE_ACCEPT_RATES}
+        return PairResult(
+            num_pairs, num_same, None, None, None, None, no_rates, note, distance_P, None
+        )
     accuracy, accuracy_std, note = None, None, ""
     if num_pairs >= NUM_FOLDS:
         accuracy_F = fold_accuracies(distance_P, same_P)
@@ -121,7 +126,7 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
     else:
         note = f"{num_pairs} pairs are not enough for an accuracy over {NUM_FOLDS} folds"
     curve = roc(distance_P, same_P)
-    rates = {_rate_name(far): tar_at_far(curve, num_different, far) for far in FALSE_ACCEPT_RATES}
+    rates = {rate_name(far): tar_at_far(curve, num_different, far) for far in FALSE_ACCEPT_RATES}
     missing = [name for name, rate in rates.items() if rate is None]
     if missing:
         short = f"{num_different} different pairs are not enough for FAR {', '.join(missing)}"
@@ -132,6 +137,7 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
         accuracy,
         accuracy_std,
         area_under(curve),
+        equal_error_rate(curve),
         rates,
         note,
         distance_P,
@@ -168,6 +174,6 @@ def pixel_baseline(pairs: PairFile, size: int = 40) -> float | None:
     return best_accuracy(-cosine_P, pairs.same_P)
 
 
-def _rate_name(far: float) -> str:
+def rate_name(far: float) -> str:
     """1e-1 rather than 1e-01 or 0.1."""
     return f"1e-{round(-np.log10(far))}"

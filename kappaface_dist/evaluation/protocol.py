@@ -30,6 +30,7 @@ def fold_accuracies(
     same_P: np.ndarray,
     num_folds: int = NUM_FOLDS,
     thresholds_T: np.ndarray = FIELD_THRESHOLDS_T,
+    weight_P: np.ndarray | None = None,
 ) -> np.ndarray:
     """Accuracy on each fold, at the threshold that is best on the other folds.
 
@@ -40,25 +41,30 @@ def fold_accuracies(
     Args:
         distance_P: squared distances of unit embeddings.
         same_P: True where the pair shows one person.
+        weight_P: how often each pair counts, int64; once each if not given.
 
     Returns:
-        accuracy_F, shares from 0 to 1.
+        accuracy_F, shares from 0 to 1; NaN for a fold in which no pair counts.
     """
     num_pairs = len(distance_P)
     assert 2 <= num_folds <= num_pairs
     size_F = np.full(num_folds, num_pairs // num_folds)
     size_F[: num_pairs % num_folds] += 1
     fold_P = np.repeat(np.arange(num_folds), size_F)
+    if weight_P is None:
+        weight_P = np.ones(num_pairs, dtype=np.int64)
     # The lowest threshold that calls the pair the same, one past the last if none does.
     lowest_P = np.searchsorted(thresholds_T, distance_P, side="right")
     # A pair that begins to be accepted adds a right answer if it is a same pair, else takes one.
     change_TF = np.zeros((len(thresholds_T) + 1, num_folds), dtype=np.int64)
-    np.add.at(change_TF, (lowest_P, fold_P), np.where(same_P, 1, -1))
-    different_F = np.bincount(fold_P, weights=~same_P).astype(np.int64)
+    np.add.at(change_TF, (lowest_P, fold_P), np.where(same_P, weight_P, -weight_P))
+    different_F = np.bincount(fold_P, weights=weight_P * ~same_P).astype(np.int64)
+    total_F = np.bincount(fold_P, weights=weight_P).astype(np.int64)
     right_TF = different_F + np.cumsum(change_TF[:-1], axis=0)
     elsewhere_TF = right_TF.sum(axis=1, keepdims=True) - right_TF
     best_F = elsewhere_TF.argmax(axis=0)
-    return right_TF[best_F, np.arange(num_folds)] / size_F
+    right_F = right_TF[best_F, np.arange(num_folds)]
+    return np.divide(right_F, total_F, out=np.full(num_folds, np.nan), where=total_F > 0)
 
 
 def best_accuracy(distance_P: np.ndarray, same_P: np.ndarray) -> float:
@@ -70,22 +76,29 @@ def best_accuracy(distance_P: np.ndarray, same_P: np.ndarray) -> float:
     return float(max(right_T.max(), np.sum(~same_P)) / len(same_P))
 
 
-def roc(distance_P: np.ndarray, same_P: np.ndarray) -> Roc:
+def roc(distance_P: np.ndarray, same_P: np.ndarray, weight_P: np.ndarray | None = None) -> Roc:
     """The receiver operating characteristic; tied distances are accepted together.
+
+    Args:
+        weight_P: how often each pair counts, int64; once each if not given.
 
     Raises:
         ValueError: not a pair of each kind.
     """
-    num_same, num_different = int(same_P.sum()), int((~same_P).sum())
+    if weight_P is None:
+        weight_P = np.ones(len(same_P), dtype=np.int64)
+    num_same, num_different = int(weight_P[same_P].sum()), int(weight_P[~same_P].sum())
     if not num_same or not num_different:
         raise ValueError(
             f"{num_same} same and {num_different} different pairs, a ROC needs both kinds"
         )
     order = np.argsort(distance_P, kind="stable")
     ends_T = _ends_of_ties(distance_P[order])
-    accepted_T = np.cumsum(same_P[order])[ends_T]
+    weight_P = weight_P[order]
+    accepted_T = np.cumsum(weight_P * same_P[order])[ends_T]
+    false_T = np.cumsum(weight_P)[ends_T] - accepted_T
     return Roc(
-        far_T=np.concatenate([[0.0], (ends_T + 1 - accepted_T) / num_different]),
+        far_T=np.concatenate([[0.0], false_T / num_different]),
         tar_T=np.concatenate([[0.0], accepted_T / num_same]),
         threshold_T=np.concatenate([[-np.inf], distance_P[order][ends_T]]),
     )
@@ -94,6 +107,18 @@ def roc(distance_P: np.ndarray, same_P: np.ndarray) -> Roc:
 def area_under(curve: Roc) -> float:
     """AUC: the chance that a same pair is closer than a different one, ties counting half."""
     return float(np.trapezoid(curve.tar_T, curve.far_T))
+
+
+def equal_error_rate(curve: Roc) -> float:
+    """EER: the error rate where as many same pairs are refused as different ones are accepted.
+
+    Between two thresholds the curve is a straight line, as for the area under it.
+    """
+    excess_T = curve.far_T - (1 - curve.tar_T)
+    after = int(np.argmax(excess_T >= 0))
+    before = after - 1  # the curve begins with "none", whose excess is -1
+    part = excess_T[before] / (excess_T[before] - excess_T[after])
+    return float(curve.far_T[before] + part * (curve.far_T[after] - curve.far_T[before]))
 
 
 def tar_at_far(curve: Roc, num_different: int, far: float) -> float | None:

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 
 from kappaface_dist.evaluation.protocol import (
     area_under,
     best_accuracy,
+    equal_error_rate,
     fold_accuracies,
     roc,
     tar_at_far,
@@ -106,3 +109,40 @@ def test_best_accuracy_may_refuse_every_pair():
 def test_curve_needs_both_kinds():
     with pytest.raises(ValueError, match="3 same and 0 different pairs"):
         roc(np.arange(3.0), np.ones(3, bool))
+
+
+@pytest.mark.parametrize("decimals", [None, 1, 0])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_error_rate_is_where_the_fields_root_finder_puts_it(seed, decimals):
+    distance_P, same_P = scores(seed, decimals=decimals)
+    far, tar, _ = roc_curve(same_P, -distance_P, drop_intermediate=False)
+    # On the straight lines of the curve, by their length: far alone is not a function at steps.
+    along = np.arange(len(far), dtype=float)
+    place = brentq(interp1d(along, far + tar - 1), 0, along[-1], xtol=1e-12)
+    expected = float(interp1d(along, far)(place))
+    assert equal_error_rate(roc(distance_P, same_P)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_equal_error_rate_of_the_extremes():
+    same_P = np.tile([True, False], 20)
+    assert equal_error_rate(roc(np.where(same_P, 0.1, 1.0), same_P)) == 0.0
+    assert equal_error_rate(roc(np.where(same_P, 1.0, 0.1), same_P)) == 1.0
+    assert equal_error_rate(roc(np.ones(40), same_P)) == 0.5
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_weights_count_a_pair_so_many_times(decimals):
+    distance_P, same_P = scores(3, 120, decimals)
+    weight_P = np.random.default_rng(0).integers(0, 4, 120)
+    curve = roc(distance_P, same_P, weight_P)
+    repeated = roc(np.repeat(distance_P, weight_P), np.repeat(same_P, weight_P))
+    assert area_under(curve) == pytest.approx(area_under(repeated), abs=1e-12)
+    assert equal_error_rate(curve) == pytest.approx(equal_error_rate(repeated), abs=1e-12)
+    # The folds stay those of the pairs as they lie in the file: by plain loops.
+    grid, fold_P = np.arange(0, 4, 0.01), np.arange(120) // 12
+    found = fold_accuracies(distance_P, same_P, weight_P=weight_P)
+    for fold in range(10):
+        right = [((distance_P < t) == same_P) * weight_P for t in grid]
+        best = max(range(len(grid)), key=lambda t: (right[t][fold_P != fold].sum(), -t))
+        expected = right[best][fold_P == fold].sum() / weight_P[fold_P == fold].sum()
+        assert found[fold] == pytest.approx(expected, abs=1e-12)
