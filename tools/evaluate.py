@@ -1,30 +1,61 @@
-"""Verify an exported backbone on sets of pairs.
+"""Verify a model on sets of pairs.
 
-    python tools/evaluate.py runs/NAME/export/backbone.safetensors --set lfw=lfw.bin
+    python tools/evaluate.py runs/NAME --set lfw=lfw.bin --report runs/NAME/evaluation
     torchrun --nproc_per_node=8 tools/evaluate.py MODEL --set lfw=lfw.bin --set cfp_fp=cfp_fp.bin
 
-The processes of torchrun share the images of each set; the numbers do not depend on how many.
+MODEL is an exported backbone (.safetensors), a checkpoint folder, or a run folder (its last
+checkpoint). The processes of torchrun share the images of each set; the numbers do not depend on
+how many. --report writes report.html with its plots, and tables in Markdown and LaTeX.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from kappaface_dist import parallel
-from kappaface_dist.backbones.export import load_backbone
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.pair_file import read_pairs
-from kappaface_dist.evaluation.pairs import PairResult, evaluate_pairs, pixel_baseline
+from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
+from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.plots import plot_roc
+from kappaface_dist.evaluation.set_report import SetReport, report_set
+from kappaface_dist.evaluation.tables import text_table
+from kappaface_dist.saved_model import SavedModel, open_model
 
 
 def main() -> None:
+    args = parse_args()
+    paths = _named_paths(args.sets)
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    if args.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
+
+    device = parallel.start()
+    model = parallel.agree(lambda: open_model(args.model))
+    model.network.to(device)
+    reports = {}
+    for name, path in paths.items():
+        silent = True if parallel.rank() else None
+        with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
+            reports[name] = report_set(
+                model.network,
+                path,
+                image_size=model.settings.image_size,
+                batch_size=args.batch_size,
+                device=device,
+                num_replicates=args.bootstrap,
+                progress=bar.update,
+            )
+    parallel.agree(lambda: publish(args, model, reports) if parallel.rank() == 0 else None)
+    parallel.stop()
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="exported backbone (.safetensors)")
+    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
     parser.add_argument(
         "--set",
         dest="sets",
@@ -34,48 +65,50 @@ def main() -> None:
         help="verification set (.bin); repeat for several",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=NUM_REPLICATES,
+        metavar="REPLICATES",
+        help="of the confidence intervals; 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     parser.add_argument("--plot", metavar="PATH", help="draw the sets' ROC curves into this file")
     parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
-    args = parser.parse_args()
-    paths = _named_paths(args.sets)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    return parser.parse_args()
 
-    device = parallel.start()
-    model, settings = parallel.agree(lambda: load_backbone(args.model))
-    model.to(device)
-    results: dict[str, PairResult] = {}
-    pixels: dict[str, float | None] = {}
-    for name, path in paths.items():
-        pairs = parallel.agree(partial(read_pairs, path))
-        silent = True if parallel.rank() else None
-        with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
-            results[name] = evaluate_pairs(
-                model,
-                pairs,
-                image_size=settings.image_size,
-                batch_size=args.batch_size,
-                device=device,
-                progress=bar.update,
-            )
-        if parallel.rank() == 0:
-            pixels[name] = pixel_baseline(pairs)
-    report = {
-        "model": args.model,
-        "backbone": settings.name,
-        "sets": {name: result.summary() for name, result in results.items()},
-        "baselines": {"pixels": pixels},
+
+def publish(args: argparse.Namespace, model: SavedModel, reports: dict[str, SetReport]) -> None:
+    """Print and write everything that was asked for."""
+    if args.json != "-":
+        print(text_table(reports))
+    facts = {
+        "model": str(model.path),
+        "weights_sha256": model.digest,
+        "backbone": model.settings.name,
     }
-
-    def publish() -> None:
-        if args.json != "-":
-            print(_table(results, pixels))
-        write_json(args.json, report)
-        if args.plot:
-            plot_roc(args.plot, {name: r.roc for name, r in results.items() if r.roc is not None})
-
-    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
-    parallel.stop()
+    report = {
+        **facts,
+        "sets": {name: report.summary() for name, report in reports.items()},
+        "baselines": {"pixels": {name: report.pixels for name, report in reports.items()}},
+    }
+    write_json(args.json, report)
+    if args.plot:
+        curves = {name: r.result.roc for name, r in reports.items() if r.result.roc is not None}
+        plot_roc(args.plot, curves)
+    if args.report:
+        facts |= {
+            "embedding size": str(model.settings.embedding_size),
+            "image size": f"{model.settings.image_size} pixels",
+            **{f"set {name}": f"{r.path}, SHA-256 {r.sha256}" for name, r in reports.items()},
+        }
+        write_html_report(
+            Path(args.report),
+            reports,
+            title=f"Verification of {model.settings.name}",
+            facts=facts,
+            config=model.config,
+        )
 
 
 def _named_paths(sets: list[str]) -> dict[str, Path]:
@@ -88,39 +121,6 @@ def _named_paths(sets: list[str]) -> dict[str, Path]:
             raise ValueError(f"--set names {name!r} twice, expected each name once")
         paths[name] = Path(path)
     return paths
-
-
-def _table(results: dict[str, PairResult], pixels: dict[str, float | None]) -> str:
-    rates = ["1e-1", "1e-2", "1e-3", "1e-4"]
-    rows = [["set", "pairs", "accuracy", "AUC", *(f"TAR@{rate}" for rate in rates), "pixels"]]
-    for name, result in results.items():
-        accuracy = "-"
-        if result.accuracy is not None and result.accuracy_std is not None:
-            accuracy = f"{100 * result.accuracy:.2f} ± {100 * result.accuracy_std:.2f} %"
-        rows.append(
-            [
-                name,
-                str(result.num_pairs),
-                accuracy,
-                _percent(result.auc),
-                *(_percent(result.tar_at_far[rate]) for rate in rates),
-                _percent(pixels[name]),
-            ]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines += [f"{name}: {result.note}" for name, result in results.items() if result.note]
-    return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 if __name__ == "__main__":

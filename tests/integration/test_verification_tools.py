@@ -117,3 +117,42 @@ def test_mistakes_end_with_one_line(photos, tmp_path):
     assert ended.returncode != 0
     assert ended.stderr.count("error: ") >= 2
     assert "not a readable safetensors file" in ended.stderr
+
+
+def test_a_run_folder_its_checkpoint_and_its_export_are_one_model(photos, tmp_path):
+    bins = tmp_path / "a.bin"
+    assert start("tools/make_pairs.py", photos, bins, "--image-size", 24).returncode == 0
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"run: {{name: x, folder: {tmp_path / 'run'}, steps: 3}}\n"
+        f"data: {{train: {photos}, batch_size: 8, image_size: 24}}\n"
+        "backbone: {name: tiny, embedding_size: 16}\nmargin: {name: arcface}\n"
+        "log: {tensorboard: false}\n"
+    )
+    trained = start("launch/train.py", config)
+    assert trained.returncode == 0, trained.stderr
+    run = tmp_path / "run"
+    reports = []
+    for model in (run, run / "checkpoints" / "step_00000003", run / "export/backbone.safetensors"):
+        out = tmp_path / "out.json"
+        command = ["tools/evaluate.py", model, "--set", f"a={bins}", "--json", out]
+        # Two processes read the checkpoint as well as one.
+        launcher = TORCHRUN if model == run else []
+        ended = start(*launcher, *command, "--bootstrap", 20, "--report", tmp_path / "report")
+        assert ended.returncode == 0, ended.stderr
+        reports.append(json.loads(out.read_text()))
+    for report in reports[1:]:
+        assert report["weights_sha256"] == reports[0]["weights_sha256"]
+        assert report["sets"] == reports[0]["sets"]
+    assert reports[0]["model"].endswith("step_00000003")
+    low, high = reports[0]["sets"]["a"]["intervals"]["auc"]
+    assert low <= reports[0]["sets"]["a"]["auc"] <= high
+    assert "embedding_size: 16" in (tmp_path / "report" / "report.html").read_text()
+
+    (run / "config.yaml").rename(tmp_path / "config.yaml")
+    for place, message in (
+        (run, "is a checkpoint without its run"),
+        (photos, "is neither a checkpoint nor a run folder with one"),
+    ):
+        ended = start("tools/evaluate.py", place, "--set", f"a={bins}")
+        assert (ended.returncode, message in ended.stderr) == (1, True), ended.stderr
