@@ -5,7 +5,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
+    # One of the two: for drivers of CUDA 12 or of CUDA 13. Both decode on the CPU without a driver.
     "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
+    "dali-cuda130": ["nvidia-dali-cuda130>=1.52; platform_system=='Linux'"],
+    "parquet": ["pyarrow>=15.0"],
     "wandb": ["wandb>=0.18"],
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
     "triton": ["triton>=3.2; platform_system=='Linux'"],
@@ -38,6 +41,8 @@ setup(
         "dev": [
             *EXTRAS["wandb"],
             *EXTRAS["triton"],
+            *EXTRAS["dali"],
+            *EXTRAS["parquet"],
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "scikit-learn>=1.4",

@@ -21,10 +21,10 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     train: Any = None  # a .rec file, a folder of identities, a glob, or a list of them
-    loader: str = "auto"  # auto | cpu
+    loader: str = "auto"  # auto | dali | cpu; auto: DALI where there is a GPU and DALI
     batch_size: int = 128  # images per rank and step
     image_size: int = 112  # pixels; images are decoded to this size
-    augment: str = "flip"  # none | flip
+    augment: str = "flip"  # none | flip | adaface | strong
     num_threads: int = 0  # decoding threads per rank; 0: this rank's share of the cores
     max_corrupt_share: float = 0.05  # of the images read; above it training stops
 
@@ -101,8 +101,8 @@ class Config:
 
 
 CHOICES = {
-    "data.loader": ("auto", "cpu"),
-    "data.augment": ("none", "flip"),
+    "data.loader": ("auto", "dali", "cpu"),
+    "data.augment": ("none", "flip", "adaface", "strong"),
     "head.dtype": ("fp32", "bf16"),
     "head.momentum_dtype": ("fp32", "bf16"),
     "optimizer.name": ("sgd", "adamw"),

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from kappaface_dist.data.augment import Changes
+from kappaface_dist.data.augment_cpu import apply_changes
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.images import decode_image
-
-# Unreadable images in a row: so many are no accident, and looking further would take for ever.
-MAX_IN_A_ROW = 1000
+from kappaface_dist.data.readable import Readable
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Request:
     """What to read for one batch."""
 
     index_B: np.ndarray  # images of the catalog
-    flip_B: np.ndarray  # which of them to mirror
+    changes: Changes  # what to do to them
 
 
 @dataclass(frozen=True)
 class HostBatch:
-    """One decoded batch in host memory, pinned if asked for."""
+    """One decoded batch: in host memory (pinned if asked for), or on the device by DALI."""
 
     image_BHW3: torch.Tensor  # uint8
     label_B: torch.Tensor  # int64
@@ -48,7 +48,9 @@ class CpuDecoder:
         self._image_size = image_size
         self._num_threads = num_threads
         self._pin_memory = pin_memory
-        self._unreadable: dict[int, str] = {}  # written by all threads, one entry at a time
+        self._readable = Readable(
+            catalog, lambda index: decode_image(catalog.read(index), image_size)
+        )
 
     def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
         """Decode the requests in order, up to `ahead` of them before they are taken.
@@ -82,7 +84,7 @@ class CpuDecoder:
             pool.submit(
                 self._decode,
                 request.index_B[first:end],
-                request.flip_B[first:end],
+                request.changes.part(first, end),
                 image_BHW3.numpy()[first:end],
                 label_B.numpy()[first:end],
             )
@@ -91,34 +93,17 @@ class CpuDecoder:
         return _Pending(image_BHW3, label_B, tasks)
 
     def _decode(
-        self, index_B: np.ndarray, flip_B: np.ndarray, image_BHW3: np.ndarray, label_B: np.ndarray
+        self, index_B: np.ndarray, changes: Changes, image_BHW3: np.ndarray, label_B: np.ndarray
     ) -> tuple[int, dict[int, str]]:
         """Fill the two arrays; the number of replaced images, and which were unreadable."""
         num_replaced = 0
         unreadable: dict[int, str] = {}
         for i, index in enumerate(index_B.tolist()):
-            taken, pixels_HW3 = self._first_readable(index, unreadable)
+            taken, pixels_HW3 = self._readable.first(index, unreadable)
             num_replaced += taken != index
-            image_BHW3[i] = pixels_HW3[:, ::-1] if flip_B[i] else pixels_HW3
+            image_BHW3[i] = apply_changes(pixels_HW3, changes, i)
             label_B[i] = self._catalog.label_I[taken]
         return num_replaced, unreadable
-
-    def _first_readable(self, index: int, unreadable: dict[int, str]) -> tuple[int, np.ndarray]:
-        num_images = self._catalog.num_images
-        for step in range(min(MAX_IN_A_ROW, num_images)):
-            candidate = (index + step) % num_images
-            reason = self._unreadable.get(candidate)
-            if reason is None:
-                try:
-                    payload = self._catalog.read(candidate)
-                    return candidate, decode_image(payload, self._image_size)
-                except (ValueError, OSError) as error:
-                    reason = self._unreadable[candidate] = str(error)
-            unreadable[candidate] = reason
-        raise ValueError(
-            f"{self._catalog.where(index)} and the {step} images after it are unreadable"
-            f" ({unreadable[index]}): rebuild the dataset"
-        )
 
 
 @dataclass(frozen=True)

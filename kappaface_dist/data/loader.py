@@ -13,14 +13,15 @@ import numpy as np
 import torch
 
 from kappaface_dist import parallel
-from kappaface_dist.data.augment import check_preset, draw_flips
+from kappaface_dist.data.augment import check_preset, draw_changes
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import CpuDecoder, HostBatch, Request
+from kappaface_dist.data.dali import DaliDecoder, dali_is_installed
 from kappaface_dist.data.sampler import Shuffle
 
 logger = logging.getLogger(__name__)
 
-LOADERS = ("auto", "cpu")
+LOADERS = ("auto", "dali", "cpu")
 BATCHES_AHEAD = 3
 
 
@@ -43,15 +44,13 @@ class Loader:
     def __init__(
         self,
         catalog: Catalog,
+        decoder: CpuDecoder | DaliDecoder,
         *,
         batch_size: int,
-        image_size: int,
         augment: str,
-        num_threads: int,
         seed: int,
         device: torch.device,
     ):
-        check_preset(augment)
         self.num_read = 0
         self.num_corrupt = 0
         self.corrupt: list[tuple[str, str]] = []
@@ -63,12 +62,7 @@ class Loader:
         self._reported: set[int] = set()
         # Weak: a caller who drops the iterator ends it, and its threads with it.
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
-        self._decoder = CpuDecoder(
-            catalog,
-            image_size=image_size,
-            num_threads=num_threads or threads_per_rank(),
-            pin_memory=device.type == "cuda",
-        )
+        self._decoder = decoder
 
     def batches(self, position: int, num_steps: int) -> Iterator[Batch]:
         """The batches of num_steps steps, the first of which begins at position of the stream.
@@ -106,7 +100,7 @@ class Loader:
             position_B = np.arange(start, start + self._batch_size)
             yield Request(
                 self._shuffle.indices(start, self._batch_size),
-                draw_flips(self._augment, self._shuffle.seed, position_B),
+                draw_changes(self._augment, self._shuffle.seed, position_B),
             )
 
     def _count(self, host: HostBatch) -> None:
@@ -134,7 +128,8 @@ def build_loader(
 
     Args:
         catalog: the dataset.
-        loader: "auto" or "cpu".
+        loader: "dali" (on the GPU, or on the CPU if that is the device), "cpu", or "auto": DALI
+            where there is a GPU and DALI, otherwise the CPU loader, the faster one there.
         batch_size: images per rank and step.
         image_size: height and width that the network sees, in pixels.
         augment: name of a preset in augment.py.
@@ -144,17 +139,33 @@ def build_loader(
 
     Raises:
         ValueError: there is no such loader or preset.
+        RuntimeError: DALI is asked for and not installed.
     """
     if loader not in LOADERS:
         raise ValueError(f"data.loader is {loader!r}, it can be: {', '.join(LOADERS)}")
+    check_preset(augment)
+    num_threads = num_threads or threads_per_rank()
+    if loader == "auto":
+        loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"
+    decoder: CpuDecoder | DaliDecoder
+    if loader == "dali":
+        decoder = DaliDecoder(
+            catalog,
+            batch_size=batch_size,
+            image_size=image_size,
+            augment=augment,
+            num_threads=num_threads,
+            device=device,
+        )
+    else:
+        decoder = CpuDecoder(
+            catalog,
+            image_size=image_size,
+            num_threads=num_threads,
+            pin_memory=device.type == "cuda",
+        )
     return Loader(
-        catalog,
-        batch_size=batch_size,
-        image_size=image_size,
-        augment=augment,
-        num_threads=num_threads,
-        seed=seed,
-        device=device,
+        catalog, decoder, batch_size=batch_size, augment=augment, seed=seed, device=device
     )
 
 

@@ -8,14 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
-from kappaface_dist.data.augment import draw_flips
+from kappaface_dist.data.augment import draw_changes
 from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.data.dali import dali_is_installed
 from kappaface_dist.data.loader import build_loader
 from kappaface_dist.data.sampler import Shuffle
 from tests.processes import run_on_ranks
 from tests.unit.data.made_records import jpeg, record, write_records
 
 NUM_IMAGES = 23
+LOADERS = [
+    "cpu",
+    pytest.param(
+        "dali",
+        marks=pytest.mark.skipif(not dali_is_installed(), reason="NVIDIA DALI is not installed"),
+    ),
+]
+both_loaders = pytest.mark.parametrize("loader", LOADERS)
 
 
 @pytest.fixture
@@ -33,9 +42,10 @@ def labels_of(loader, position, num_steps):
     return [batch.label_B.numpy() for batch in loader.batches(position, num_steps)]
 
 
-def test_pixels_are_those_of_pillow(dataset):
-    loader = loader_of(dataset)
-    flips = draw_flips("flip", 7, np.arange(40))
+@both_loaders
+def test_pixels_are_those_of_pillow(dataset, loader):
+    loader = loader_of(dataset, loader=loader)
+    flips = draw_changes("flip", 7, np.arange(40)).flip_B
     assert 8 < flips.sum() < 32
     seen = 0
     for batch in loader.batches(0, 10):
@@ -53,38 +63,51 @@ def test_pixels_are_those_of_pillow(dataset):
     assert loader.num_corrupt == 0
 
 
-def test_without_augmentation_nothing_is_mirrored(dataset):
-    once = [batch.image_B3HW for batch in loader_of(dataset, augment="none").batches(0, 6)]
+@both_loaders
+def test_without_augmentation_nothing_is_mirrored(dataset, loader):
+    def images(augment):
+        batches = loader_of(dataset, loader=loader, augment=augment).batches(0, 6)
+        return [batch.image_B3HW for batch in batches]
+
+    once = images("none")
     upright = {image.numpy().tobytes() for image in torch.cat(once)}
-    both = [batch.image_B3HW for batch in loader_of(dataset, augment="flip").batches(0, 6)]
-    mirrored = [image for image in torch.cat(both) if image.numpy().tobytes() not in upright]
-    assert len(mirrored) == draw_flips("flip", 7, np.arange(24)).sum()
+    mirrored = [
+        image for image in torch.cat(images("flip")) if image.numpy().tobytes() not in upright
+    ]
+    assert len(mirrored) == draw_changes("flip", 7, np.arange(24)).flip_B.sum()
     assert all(image.flip(-1).contiguous().numpy().tobytes() in upright for image in mirrored)
 
 
+@both_loaders
 @pytest.mark.parametrize("num_threads", [1, 3, 8])
-def test_the_order_is_the_streams(dataset, num_threads):
-    labels = np.concatenate(labels_of(loader_of(dataset, num_threads=num_threads), 0, 12))
+def test_the_order_is_the_streams(dataset, num_threads, loader):
+    loader = loader_of(dataset, num_threads=num_threads, loader=loader)
+    labels = np.concatenate(labels_of(loader, 0, 12))
     np.testing.assert_array_equal(labels, Shuffle(NUM_IMAGES, 7).indices(0, 48))
 
 
-def test_resuming_continues_exactly(dataset):
-    whole = list(loader_of(dataset).batches(0, 9))
-    rest = list(loader_of(dataset).batches(5 * 4, 4))
-    for expected, found in zip(whole[5:], rest, strict=True):
+@both_loaders
+@pytest.mark.parametrize("augment", ["flip", "strong"])
+def test_resuming_at_any_step_continues_exactly(dataset, loader, augment):
+    whole = list(loader_of(dataset, loader=loader, augment=augment).batches(0, 9))
+    again = loader_of(dataset, loader=loader, augment=augment)
+    for step in range(9):
+        found = next(again.batches(step * 4, 9 - step))
+        expected = whole[step]
         assert torch.equal(expected.image_B3HW, found.image_B3HW)
         assert torch.equal(expected.label_B, found.label_B)
 
 
-def _labels_on_this_rank(path, position, num_steps):
-    return np.stack(labels_of(loader_of(path), position, num_steps))
+def _labels_on_this_rank(path, loader, position, num_steps):
+    return np.stack(labels_of(loader_of(path, loader=loader), position, num_steps))
 
 
+@both_loaders
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-def test_ranks_share_the_stream(dataset, num_ranks):
+def test_ranks_share_the_stream(dataset, num_ranks, loader):
     open_catalog(dataset)  # fills the cache before the processes start
     position, num_steps = 6, 10
-    by_rank = run_on_ranks(num_ranks, _labels_on_this_rank, dataset, position, num_steps)
+    by_rank = run_on_ranks(num_ranks, _labels_on_this_rank, dataset, loader, position, num_steps)
     assert all(labels.shape == (num_steps, 4) for labels in by_rank)
     together = np.stack(by_rank, axis=1).reshape(-1)
     expected = Shuffle(NUM_IMAGES, 7).indices(position, num_steps * 4 * num_ranks)
@@ -102,12 +125,13 @@ def with_corrupt_images(path, corrupt):
     return path
 
 
+@both_loaders
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_corrupt_images_are_counted_reported_and_replaced(tmp_path, caplog, num_threads):
+def test_corrupt_images_are_counted_reported_and_replaced(tmp_path, caplog, num_threads, loader):
     corrupt = {5, 6, NUM_IMAGES - 1}
     replacement = {5: 7, 6: 7, NUM_IMAGES - 1: 0}
     path = with_corrupt_images(tmp_path / "train.rec", corrupt)
-    loader = loader_of(path, num_threads=num_threads, augment="none")
+    loader = loader_of(path, num_threads=num_threads, augment="none", loader=loader)
     drawn = Shuffle(NUM_IMAGES, 7).indices(0, 3 * NUM_IMAGES)
     catalog = open_catalog(path)
     position = 0
@@ -128,22 +152,66 @@ def test_corrupt_images_are_counted_reported_and_replaced(tmp_path, caplog, num_
         assert caplog.text.count(f"train.rec record {i} (") == 1
 
 
-def test_nothing_is_counted_before_it_is_delivered(dataset):
-    loader = loader_of(dataset)
+@pytest.mark.parametrize("loader", LOADERS[1:])
+def test_both_loaders_find_the_same_images_unreadable(tmp_path, loader):
+    """JPEGs with a changed byte anywhere, PNGs whole and cut, grey ones, large ones."""
+    generator = np.random.default_rng(0)
+    payloads = []
+    for i in range(240):
+        payload = bytearray(jpeg(i, 64 if i % 12 == 5 else 32))
+        if i % 3 == 0:
+            payload[generator.integers(2, len(payload))] ^= 1 << generator.integers(0, 8)
+        elif i % 12 == 1:
+            del payload[generator.integers(2, len(payload)) :]
+        elif i % 12 == 2:
+            buffer = io.BytesIO()
+            picture = Image.open(io.BytesIO(payload)).convert("L" if i % 24 == 2 else "RGB")
+            picture.save(buffer, "PNG" if i % 36 == 2 else "JPEG")
+            payload = buffer.getvalue()[: None if i % 5 else 60]
+        payloads.append(bytes(payload))
+    content = b"".join(record(i, payload, i) for i, payload in enumerate(payloads))
+    (tmp_path / "train.rec").write_bytes(content)
+    found = {}
+    for name in ("cpu", loader):
+        one = loader_of(tmp_path / "train.rec", loader=name, batch_size=8)
+        batches = list(one.batches(0, 45))
+        labels = torch.cat([batch.label_B for batch in batches])
+        found[name] = (labels.tolist(), one.num_corrupt, dict(one.corrupt))
+        found[name + " images"] = torch.cat([batch.image_B3HW for batch in batches])
+    assert found["cpu"] == found[loader]
+    assert 20 < len(found["cpu"][2]) < 100
+    # Large ones are resized by different filters, everything else has the same pixels.
+    off = (found["cpu images"] - found[loader + " images"]).abs().mean((1, 2, 3)) * 127.5
+    large = torch.tensor([label % 12 == 5 for label in found["cpu"][0]])
+    assert off[~large].max() == 0
+    assert off[large].max() < 6
+
+
+@pytest.mark.skipif(dali_is_installed(), reason="NVIDIA DALI is installed")
+def test_dali_missing(dataset):
+    with pytest.raises(RuntimeError, match=r"pip install 'kappaface_dist\[dali\]'"):
+        loader_of(dataset, loader="dali")
+
+
+@both_loaders
+def test_nothing_is_counted_before_it_is_delivered(dataset, loader):
+    loader = loader_of(dataset, loader=loader)
     next(loader.batches(0, 100))
     assert loader.num_read == 4
 
 
-def test_a_dataset_without_a_readable_image_stops(tmp_path):
+@both_loaders
+def test_a_dataset_without_a_readable_image_stops(tmp_path, loader):
     path = with_corrupt_images(tmp_path / "train.rec", range(NUM_IMAGES))
     with pytest.raises(ValueError, match=f"the {NUM_IMAGES - 1} images after it are unreadable"):
-        next(loader_of(path).batches(0, 3))
+        next(loader_of(path, loader=loader).batches(0, 3))
 
 
+@both_loaders
 @pytest.mark.parametrize("how", ["exhaust", "close", "break", "again"])
-def test_no_threads_are_left_behind(dataset, how):
+def test_no_threads_are_left_behind(dataset, how, loader):
     before = set(threading.enumerate())
-    loader = loader_of(dataset)
+    loader = loader_of(dataset, loader=loader)
     if how == "exhaust":
         list(loader.batches(0, 3))
     elif how == "break":
@@ -162,7 +230,7 @@ def test_no_threads_are_left_behind(dataset, how):
 
 
 def test_unknown_names(dataset):
-    with pytest.raises(ValueError, match=r"data\.loader is 'gpu', it can be: auto, cpu"):
+    with pytest.raises(ValueError, match=r"data\.loader is 'gpu', it can be: auto, dali, cpu"):
         loader_of(dataset, loader="gpu")
     with pytest.raises(ValueError, match=r"data\.augment is 'lots', the presets are: none, flip"):
         loader_of(dataset, augment="lots")
