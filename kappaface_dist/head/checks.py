@@ -24,10 +24,11 @@ def check_softmax(
 ) -> None:
     """Raise ValueError for settings of PartialFC that cannot be meant."""
     scale, filter_threshold, dtype = softmax.scale, softmax.filter_threshold, softmax.dtype
-    if not 0.0 < scale <= LARGEST_SCALE:
+    largest_scale = LARGEST_SCALE / softmax.largest_cosine
+    if not 0.0 < scale <= largest_scale:
         raise ValueError(
             f"margin.scale is {scale}: it must be above 0 and at most"
-            f" {LARGEST_SCALE:g}, the range in which the softmax is exact in fp32"
+            f" {largest_scale:g}, the range in which the softmax is exact in fp32"
         )
     if not 0.0 < sample_rate <= 1.0:
         raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")

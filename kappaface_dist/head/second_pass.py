@@ -11,7 +11,13 @@ import torch
 
 from kappaface_dist.head.products import multiply
 from kappaface_dist.head.rows import Rows
-from kappaface_dist.head.streaming_softmax import Chunks, LogitCache, Softmax, inverse_norms
+from kappaface_dist.head.streaming_softmax import (
+    Chunks,
+    LogitCache,
+    Negatives,
+    Softmax,
+    inverse_norms,
+)
 
 # exp(−log D) stays finite: a denominator below e^-80 needs a scale near the largest, and every
 # centre, the target's too, on the far side of the sphere.
@@ -31,6 +37,7 @@ class MicroBatch:
         rows: the rows that column_G counts in.
         cache: what the first pass kept of its chunks.
         absent_S: rows that this batch did not see though another micro-batch did; None if none.
+        negatives: as in `negative_sums`.
     """
 
     embedding_GD: torch.Tensor
@@ -41,6 +48,7 @@ class MicroBatch:
     rows: Rows
     cache: LogitCache | None = None
     absent_S: torch.Tensor | None = None
+    negatives: Negatives | None = None
 
 
 def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -112,7 +120,12 @@ def raw_gradients(
             share_GR = None if batch.cache is None else batch.cache.get(first)
             if share_GR is None:
                 share_GR, _ = chunks.shares(
-                    batch.embedding_GD, operand_RD, inverse_R, batch.column_G, first
+                    batch.embedding_GD,
+                    operand_RD,
+                    inverse_R,
+                    batch.column_G,
+                    first,
+                    negatives=batch.negatives,
                 )
             if batch.absent_S is not None:
                 share_GR.masked_fill_(batch.absent_S[first:last], 0.0)

@@ -25,6 +25,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Protocol
 
 import torch
 
@@ -42,6 +43,13 @@ CPU_CHUNK_BYTES = 2 << 20
 GPU_CHUNK_BYTES = 32 << 20
 
 
+class Negatives(Protocol):
+    """A margin's change of the other classes' logits, applied chunk by chunk in both passes."""
+
+    def transform(self, logit_GR: torch.Tensor) -> torch.Tensor:
+        """Change the logits s·cos θ_j in place; returns d new / d old. −∞ stays."""
+
+
 @dataclass(frozen=True)
 class Softmax:
     """What both passes must agree on.
@@ -52,6 +60,7 @@ class Softmax:
         filter_threshold: negatives with a cosine above it are left out (Z, U and h); None: none.
         chunk_bytes: of one chunk of logits; None: by the device.
         fused: with the Triton kernels where they can run; they are for bf16 products.
+        largest_cosine: bound of all logits in units of s; above 1 if the margin raises negatives.
     """
 
     scale: float
@@ -59,11 +68,12 @@ class Softmax:
     filter_threshold: float | None = None
     chunk_bytes: int | None = None
     fused: bool = True
+    largest_cosine: float = 1.0
 
     @property
     def shift(self) -> float:
         """The constant c in exp(logit − c)."""
-        return max(0.0, self.scale - LARGEST_EXPONENT)
+        return max(0.0, self.scale * self.largest_cosine - LARGEST_EXPONENT)
 
     def kernels(self, device: torch.device) -> ModuleType | None:
         usable = self.fused and self.dtype == torch.bfloat16
@@ -136,20 +146,29 @@ def exponentiate(
     column_G: torch.Tensor,
     first: int,
     softmax: Softmax,
+    negatives: Negatives | None = None,
 ) -> torch.Tensor:
     """e_i·w_j -> Q_ij exp(−shift), in place; returns Σ_j exp(s e_i·ŵ_j − shift) of this chunk, [G].
 
+    Where the margin changes the logits, Q is multiplied with the derivative of that change.
+
     All that happens to a negative's logit happens here, for both passes.
     """
+    slope_GR = None
     product_GR.mul_(inverse_R * (softmax.scale * LOG2_E))
     if softmax.filter_threshold is not None:
         limit = softmax.filter_threshold * softmax.scale * LOG2_E
         product_GR.masked_fill_(product_GR > limit, -torch.inf)
+    if negatives is not None:
+        slope_GR = negatives.transform(product_GR.div_(LOG2_E))
+        product_GR.mul_(LOG2_E)
     if softmax.shift:
         product_GR.sub_(softmax.shift * LOG2_E)
     mask_targets(product_GR, column_G, first)
     sum_G = product_GR.exp2_().sum(dim=1)
     product_GR.mul_(inverse_R)
+    if slope_GR is not None:
+        product_GR.mul_(slope_GR)
     return sum_G
 
 
@@ -180,13 +199,14 @@ class Chunks:
         column_G: torch.Tensor,
         first: int,
         keep: torch.Tensor | None = None,
+        negatives: Negatives | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(Q [G, R], its part of Z [G]); Q goes to keep, too, if that is given."""
         softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
         product_GR = self._product[: shape[0] * shape[1]].view(shape)
         multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
-        if self.kernels is None:
-            sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax)
+        if self.kernels is None or negatives is not None:
+            sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax, negatives)
             if keep is not None:
                 keep.copy_(product_GR)
             return product_GR, sum_G
@@ -211,6 +231,7 @@ def negative_sums(
     column_G: torch.Tensor,
     softmax: Softmax,
     cache: LogitCache | None = None,
+    negatives: Negatives | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """First pass: (Z [G], U [G, D]) over this shard's rows, both times exp(−shift).
 
@@ -218,6 +239,7 @@ def negative_sums(
         embedding_GD: unit embeddings.
         column_G: where each image's class is among the rows; −1 if it is on another rank.
         cache: takes what the second pass can use again.
+        negatives: how the margin changes the logits of the other classes.
     """
     sum_G = embedding_GD.new_zeros(len(embedding_GD))
     sum_GD = torch.zeros_like(embedding_GD)
@@ -225,7 +247,7 @@ def negative_sums(
     for first, last, _, operand_RD, inverse_R in chunks:
         keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)
         share_GR, part_G = chunks.shares(
-            embedding_GD, operand_RD, inverse_R, column_G, first, keep_GR
+            embedding_GD, operand_RD, inverse_R, column_G, first, keep_GR, negatives
         )
         sum_G += part_G
         multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
