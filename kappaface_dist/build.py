@@ -195,5 +195,5 @@ def derived_numbers(job: Job) -> dict[str, Any]:
         ),
         "head_megabytes_per_rank": round(state_bytes / 1e6, 1),
         "verification": {name: pairs.num_pairs for name, pairs in job.pair_sets.items()},
-        "settings": {key: asdict(job.head.margin)[key] for key in ("margin", "scale")},
+        "settings": asdict(job.head.margin),
     }

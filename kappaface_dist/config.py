@@ -86,7 +86,7 @@ class Config:
     data: Data = field(default_factory=Data)
     backbone: Backbone = field(default_factory=Backbone)
     head: Head = field(default_factory=Head)
-    # name: kappaface | arcface | cosface, scale, and the margin's own keys
+    # name (those of head/margins/build.py), scale, and the margin's own keys
     margin: dict[str, Any] = field(default_factory=lambda: {"name": "kappaface"})
     optimizer: Optimizer = field(default_factory=Optimizer)
     precision: str = "fp32"  # bf16 | fp16 | fp32: the backbone's autocast

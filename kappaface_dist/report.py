@@ -91,9 +91,9 @@ def class_table(job: Job) -> dict[str, np.ndarray]:
     head = job.head
     stride = -(-head.num_classes // MAX_PLOTTED_CLASSES)
     first = -head.classes.start % stride
-    kappa_K = torch.full_like(head.margin_K, torch.nan)
-    if head.statistics is not None:
-        kappa_K = head.statistics.kappa_K
+    kappa_K = torch.full_like(head.margins(), torch.nan)
+    if head.class_margins.statistics is not None:
+        kappa_K = head.class_margins.statistics.kappa_K
     own = {
         "images": job.catalog.count_C[head.classes.start : head.classes.stop][first::stride],
         "margin": head.margins()[first::stride].cpu().numpy(),

@@ -70,7 +70,8 @@ def load_state(job: Job) -> RunState:
 
 def _replicated(job: Job) -> dict[str, torch.Tensor]:
     network = {f"backbone.{name}": tensor for name, tensor in job.network.state_dict().items()}
-    return network | checkpoint.optimizer_tensors(job.optimizer, job.network)
+    head = {f"head.{name}": tensor for name, tensor in job.head.replicated_state().items()}
+    return network | head | checkpoint.optimizer_tensors(job.optimizer, job.network)
 
 
 def _sharded(job: Job) -> dict[str, torch.Tensor]:

@@ -157,7 +157,7 @@ class Trainer:
         self.state.step += 1
         meter.images += self.job.global_batch
         if self.state.position // num_images > epoch:
-            self.job.head.refresh()
+            self.job.head.end_epoch()
         if reporter is not None:
             reporter.advance()
 

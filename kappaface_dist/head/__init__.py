@@ -1,17 +1,37 @@
 """The sharded classification head."""
 
-from kappaface_dist.head.margins import ArcFace, CosFace, KappaFace, Margin, build_margin
+from kappaface_dist.head.margins import (
+    AdaFace,
+    ArcFace,
+    Combined,
+    CosFace,
+    CurricularFace,
+    ElasticFace,
+    KappaFace,
+    MagFace,
+    Margin,
+    NormFace,
+    SphereFace,
+    build_margin,
+)
 from kappaface_dist.head.partial_fc import PartialFC
 from kappaface_dist.head.row_update import AdamWRows, RowOptimizer, SGDRows
 
 __all__ = [
+    "AdaFace",
     "AdamWRows",
     "ArcFace",
+    "Combined",
     "CosFace",
+    "CurricularFace",
+    "ElasticFace",
     "KappaFace",
+    "MagFace",
     "Margin",
+    "NormFace",
     "PartialFC",
     "RowOptimizer",
     "SGDRows",
+    "SphereFace",
     "build_margin",
 ]

@@ -4,17 +4,15 @@ Shapes: B images on this rank, G images on all N ranks, D embedding size, C all 
 of this shard, S rows used in a step.
 """
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kappaface_dist import parallel
 from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedding, wrong_label
-from kappaface_dist.head.concentration import ClassStatistics
+from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
-from kappaface_dist.head.margins import KappaFace, Margin, check_margin
+from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_chunks
 from kappaface_dist.head.rows import Centres
 from kappaface_dist.head.sampling import choose_rows
@@ -79,8 +77,14 @@ class PartialFC(torch.nn.Module):
     ):
         super().__init__()
         self.margin = margin if margin is not None else KappaFace()
-        check_margin(self.margin)
-        self.softmax = Softmax(self.margin.scale, dtype, filter_threshold, chunk_bytes, fused)
+        self.softmax = Softmax(
+            self.margin.scale,
+            dtype,
+            filter_threshold,
+            chunk_bytes,
+            fused,
+            self.margin.largest_cosine,
+        )
         check_images(images_per_class, num_classes)
         check_softmax(self.softmax, sample_rate, logit_cache_bytes, split_centres)
         device = torch.device(device)
@@ -94,21 +98,15 @@ class PartialFC(torch.nn.Module):
         self.logit_cache_bytes = logit_cache_bytes
         self.seed = seed
         self.num_draws = 0
-        self.num_refreshes = 0
+        self.num_steps = 0
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
         self._centres = Centres(weight_KD, split=split_centres)
-        self.statistics: ClassStatistics | None = None
-        if isinstance(self.margin, KappaFace):
-            count_K = np.ones(len(self.classes), np.int64)
-            if images_per_class is not None:
-                count_K = np.array(images_per_class[self.classes.start : self.classes.stop])
-            self.statistics = ClassStatistics(
-                torch.from_numpy(count_K), embedding_size, self.margin, device
-            )
-        self.margin_K = self._current_margins()
+        self.class_margins = ClassMargins(
+            self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
+        )
         self._pending: list[MicroBatch] = []
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -124,9 +122,11 @@ class PartialFC(torch.nn.Module):
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
                 NaN instead and `explain_non_finite` names the label).
         """
-        unit_BD = F.normalize(embedding_BD.to(self.state_dtype), dim=1)
+        embedding_BD = embedding_BD.to(self.state_dtype)
+        unit_BD = F.normalize(embedding_BD, dim=1)
+        norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
         with torch.no_grad():
-            embedding_GD, label_G = gather_batch(unit_BD, label_B, self.dtype)
+            embedding_GD, label_G, norm_G = gather_batch(unit_BD, label_B, self.dtype, norm_B)
             self._last = (embedding_GD, label_G)
             if label_G.device.type == "cpu" and (problem := wrong_label(label_G, self.num_classes)):
                 raise ValueError(problem)
@@ -134,8 +134,6 @@ class PartialFC(torch.nn.Module):
             # Other ranks' classes stand for some row of ours, whichever, and are masked.
             local_id_G = torch.where(owned_G, label_G - self.classes.start, 0)
             learning = unit_BD.requires_grad
-            if learning and self.statistics is not None:
-                self.statistics.add(embedding_GD, local_id_G, owned_G)
             rows, column_G = choose_rows(
                 self._centres,
                 local_id_G,
@@ -151,16 +149,20 @@ class PartialFC(torch.nn.Module):
                 column_G,
                 local_id_G,
                 owned_G,
-                margin=self.margin,
-                margin_K=self.margin_K,
+                class_margins=self.class_margins,
+                norm_G=norm_G,
+                seed=mix_seed(self.seed, self.num_steps, len(self._pending)),
                 softmax=self.softmax,
                 cache=LogitCache(self.logit_cache_bytes - used) if learning else None,
                 learning=learning,
             )
+            statistics = self.class_margins.statistics
+            if learning and statistics is not None:
+                statistics.add(embedding_GD, result.cosine_G, local_id_G, owned_G)
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
             valid = ((label_G >= 0) & (label_G < self.num_classes)).all()
             loss = torch.where(valid, result.loss, torch.nan)
-        return hand_to_backward(unit_BD, loss, result, self._pending)
+        return hand_to_backward(unit_BD, norm_B, loss, result, self._pending)
 
     @torch.no_grad()
     def step(
@@ -189,6 +191,8 @@ class PartialFC(torch.nn.Module):
         rows = batches[0].rows
         update_chunks(gradients, rows, self.row_state, self.optimizer, lr, skip, kernels)
         self._pending.clear()
+        self.num_steps += 1
+        self.class_margins.end_step(self.num_steps)
 
     @torch.no_grad()
     def weight_gradient(self) -> torch.Tensor:
@@ -202,42 +206,42 @@ class PartialFC(torch.nn.Module):
         self._pending.clear()
 
     def margins(self) -> torch.Tensor:
-        """This shard's per-class margins [K], fp32: radians (a cosine for CosFace)."""
-        return self.margin_K
+        """This shard's per-class margins [K], fp32: radians, or as the margin states."""
+        return self.class_margins.margin_K
 
     def margin_summary(self) -> tuple[float, float, float]:
-        """(smallest, mean, largest) margin over all classes of all ranks; collective."""
-        margin_K = self.margin_K.double()
-        extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=margin_K.device)
-        if len(margin_K):
-            extremes = torch.stack([-margin_K.min(), margin_K.max()])
-        parallel.all_reduce_max(extremes)
-        total = parallel.all_reduce_sum(margin_K.sum().reshape(1))
-        return -extremes[0].item(), total.item() / self.num_classes, extremes[1].item()
+        """(smallest, mean, largest) margin over all classes of all ranks. Collective."""
+        return self.class_margins.summary(self.num_classes)
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """End a window of the class statistics: new concentrations, new margins."""
-        if self.statistics is not None:
-            self.statistics.refresh()
-            self.num_refreshes += 1
-            self.margin_K.copy_(self._current_margins())
+        """End a window of the class statistics now: new concentrations, new margins."""
+        self.class_margins.refresh()
+
+    def end_epoch(self) -> None:
+        """To be called after each epoch. `step` ends windows that are counted in steps."""
+        self.class_margins.end_epoch()
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """All tensors with a row per class of this shard, by name; the live tensors, not copies."""
-        state = {"weight": self.weight_KD, "margin": self.margin_K}
-        state |= {f"optimizer.{name}": tensor for name, tensor in self.row_state.items()}
-        if self.statistics is not None:
-            state |= {f"statistics.{k}": t for k, t in self.statistics.state().items()}
-        return state
+        state = {"weight": self.weight_KD, **self.class_margins.sharded_state()}
+        return state | {f"optimizer.{name}": tensor for name, tensor in self.row_state.items()}
+
+    def replicated_state(self) -> dict[str, torch.Tensor]:
+        """Small tensors of the margin that are equal on all ranks; the live tensors, not copies."""
+        return {f"margin.{name}": tensor for name, tensor in self.class_margins.state.items()}
 
     def counters(self) -> dict[str, int]:
-        """The numbers, equal on all ranks, that belong to the state beside `sharded_state`."""
-        return {"num_draws": self.num_draws, "num_refreshes": self.num_refreshes}
+        """The numbers, equal on all ranks, that belong to the state beside its tensors."""
+        return {
+            "num_draws": self.num_draws,
+            "num_steps": self.num_steps,
+            "num_refreshes": self.class_margins.num_refreshes,
+        }
 
     def load_counters(self, counters: dict[str, int]) -> None:
         self.num_draws = counters["num_draws"]
-        self.num_refreshes = counters["num_refreshes"]
+        self.num_steps = counters["num_steps"]
+        self.class_margins.num_refreshes = counters["num_refreshes"]
 
     def explain_non_finite(self) -> str | None:
         """What in the last batch makes the loss non-finite, or None if that batch is sound.
@@ -248,8 +252,3 @@ class PartialFC(torch.nn.Module):
             return None
         embedding_GD, label_G = self._last
         return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
-
-    def _current_margins(self) -> torch.Tensor:
-        if self.statistics is not None:
-            return self.statistics.margins(refreshed=self.num_refreshes > 0)
-        return torch.full((len(self.classes),), self.margin.margin, device=self._centres.device)

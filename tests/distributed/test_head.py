@@ -237,7 +237,7 @@ def non_finite():
     if parallel.rank() == 1:
         embedding_BD[3, 0] = torch.nan
     loss = head(embedding_BD.requires_grad_(), torch.arange(4))
-    finite_sums = bool(head.statistics.sum_KD.isfinite().all())
+    finite_sums = bool(head.class_margins.statistics.sum_KX.isfinite().all())
     return loss.item(), head.explain_non_finite(), finite_sums
 
 

@@ -1,0 +1,65 @@
+"""The settings of KappaFace; `head/concentration.py` computes what they describe."""
+
+import math
+from dataclasses import dataclass
+
+from kappaface_dist.head.margins.angular import scaled_angular_logit
+from kappaface_dist.head.margins.base import Images, Margin, MarginState, TargetLogit, require
+
+CHOICES = {
+    "estimator": ("unbiased", "plugin"),
+    "statistic": ("resultant", "target_cosine"),
+    "first_window": ("neutral", "one"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KappaFace(Margin):
+    """T = s·cos(θ + ψ_c·m0), ψ_c from statistics of the class (Oinar et al., arXiv 2201.07394).
+
+    Attributes:
+        margin: m0 in radians, the margin of a class with ψ = 1.
+        temperature: T, how sharply ψ follows the standardised concentration.
+        concentration_share: share of the concentration in ψ; the rest is that of the image count.
+        statistic: "resultant" measures the spread of a class around its own mean (D + 2 numbers a
+            class), "target_cosine" around its centre (2 numbers a class).
+        estimator: of the mean resultant length, "unbiased" or, as published, "plugin".
+        shrinkage: pseudo-count of images with which a class's ρ² is drawn to the mean of all.
+        first_window: until the first refresh z = 0 ("neutral"), or ψ = 1 as released ("one").
+        refresh_steps: length of a window in steps; 0: an epoch.
+        decay: β, the weight of a window's images in the next one; 0 forgets them.
+        max_resultant: largest ρ, since identical images would have an infinite concentration.
+        count_scale: K_max is the largest class times this (released code: 1.05).
+    """
+
+    margin: float = 0.8
+    temperature: float = 0.4
+    concentration_share: float = 0.7
+    statistic: str = "resultant"
+    estimator: str = "unbiased"
+    shrinkage: float = 0.0
+    first_window: str = "neutral"
+    refresh_steps: int = 0
+    decay: float = 0.0
+    max_resultant: float = 0.995
+    count_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, choices in CHOICES.items():
+            value = getattr(self, field)
+            require(value in choices, field, value, f"choose {' or '.join(choices)}")
+        allowed = "an angle in radians, it must be above 0 and at most π/2 = 1.571"
+        require(0.0 < self.margin <= math.pi / 2, "margin", self.margin, allowed)
+        for field in ("temperature", "shrinkage", "refresh_steps"):
+            value = getattr(self, field)
+            require(0 <= value < math.inf, field, value, "it must be 0 or more")
+        share = self.concentration_share
+        require(0.0 <= share <= 1.0, "concentration_share", share, "it is a share, 0 to 1")
+        require(0.0 <= self.decay < 1.0, "decay", self.decay, "it must be at least 0 and below 1")
+        limit = self.max_resultant
+        require(0.0 < limit < 1.0, "max_resultant", limit, "it must lie between 0 and 1")
+        allowed = "below 1 the largest classes would gain margin again, use 1 or more"
+        require(1.0 <= self.count_scale < math.inf, "count_scale", self.count_scale, allowed)
+
+    def target_logit(self, images: Images, state: MarginState) -> TargetLogit:
+        return scaled_angular_logit(images.cosine_G, images.margin_G, self.scale)
