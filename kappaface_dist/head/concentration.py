@@ -166,7 +166,7 @@ class ClassStatistics:
         # Equal concentrations differ by rounding only: that is no spread to standardise by.
         z_K = torch.where(std > 1e-5 * mean, deviation_K / std, 0.0)
         z_K = z_K.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
-        hard_K = 1.0 - torch.sigmoid(self.margin.temperature * z_K)
+        hard_K = torch.sigmoid(-self.margin.temperature * z_K)  # 1 − sigmoid, never rounded to 0
         share = self.margin.concentration_share
         return share * hard_K + (1.0 - share) * self._rarity()
 

@@ -223,6 +223,19 @@ def test_all_classes_degenerate_are_neutral():
     assert statistics.margins(refreshed=True).tolist() == pytest.approx([0.28] * 3)
 
 
+def test_a_collapsed_class_keeps_some_margin(draws):
+    """Its κ lies hundreds of deviations from the others': unbounded, ψ would be 0 in fp32."""
+    counts = [20] * 31
+    embedding_GD = torch.cat([draws[:600], draws[:1].repeat(20, 1)])
+    margin = KappaFace(concentration_share=1.0, temperature=2.0)
+    statistics = filled(counts, embedding_GD, margin)
+    statistics.refresh()
+    margins = statistics.margins(refreshed=True)
+    sound = statistics.kappa_K[:30]
+    assert (statistics.kappa_K[30] - sound.mean()) / sound.std() > 200
+    assert 0 < margins[30] < margins[:30].min()
+
+
 def test_one_class_only():
     statistics = filled([9], around(1, 1.0, [9]), KappaFace())
     statistics.refresh()
