@@ -160,6 +160,43 @@ def test_micro_batches_of_a_margin_with_state_add_up(name):
     torch.testing.assert_close(head.weight_gradient(), weight_CD.grad, **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changed_negatives_in_the_cache_and_beside_the_filter(dtype):
+    """What the first pass keeps has the slopes in it; a filtered negative stays away."""
+    gradients = []
+    for cache_bytes in (0, 1 << 20):
+        head = PartialFC(
+            NUM_CLASSES,
+            SIZE,
+            MARGINS["curricularface"],
+            dtype=dtype,
+            logit_cache_bytes=cache_bytes,
+            filter_threshold=0.6,
+            seed=SEED,
+        )
+        embedding_GD, label_G = global_batch(0)
+        loss = head(embedding_GD.float().requires_grad_(), label_G)
+        loss.backward()
+        gradients.append(head.weight_gradient())
+    # bf16 keeps 8 bits of each share.
+    assert (gradients[1] - gradients[0]).norm() < 4e-3 * gradients[0].norm()
+    weight_CD = head.weight_KD.double()
+    cosine_GC = F.normalize(embedding_GD) @ F.normalize(weight_CD).T
+    kept_GC = (cosine_GC <= 0.6) | F.one_hot(label_G, NUM_CLASSES).bool()
+    expected, _ = margin_loss(
+        head.margin,
+        embedding_GD,
+        weight_CD,
+        label_G,
+        torch.full_like(cosine_GC[:, 0], 0.5),
+        {},
+        kept_GC,
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert abs(loss.item() / expected.item() - 1) < tolerance
+    assert not kept_GC.all()
+
+
 def test_curricular_logits_at_their_largest_do_not_overflow():
     """A negative at cosine 1 with t = 1 has logit 2 s = 128, beyond fp32's exp."""
     margin = CurricularFace(cosine_decay=1.0)
