@@ -6,6 +6,7 @@ Shapes: B images of a batch, M images in all, D embedding size, H W image size.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.data.images import decode_image
+
+T = TypeVar("T")
 
 NUM_DECODERS = 4
 
@@ -61,32 +64,35 @@ def embed_images(
     def embed_share() -> list[torch.Tensor]:
         embeddings = []
         own = [batches[number] for number in parallel.even_share(len(batches))]
-        for pixels in _decoded_ahead(own, decode):
-            embeddings.append(_embed_batch(model, pixels, device))
+        for pixels in decoded_ahead(own, decode):
+            embeddings.append(nn.functional.normalize(sum_over_flips(model, pixels, device), dim=1))
             if progress is not None:
                 progress(len(pixels))
         return embeddings
 
-    with _eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         embeddings = parallel.agree(embed_share)
     rows = _gather(embeddings, len(batches), batch_size, len(distinct), device)
     row_of = {payloads[index]: row for row, index in enumerate(distinct)}
     return rows[[row_of[payload] for payload in payloads]]
 
 
-def _embed_batch(model: nn.Module, pixels: list[np.ndarray], device: torch.device) -> torch.Tensor:
+def sum_over_flips(
+    model: nn.Module, pixels: list[np.ndarray], device: torch.device, *, flip: bool = True
+) -> torch.Tensor:
+    """float64 [B, D]: the embedding of each image plus, with flip, that of its mirror image."""
     pixels_BHW3 = torch.from_numpy(np.stack(pixels)).to(device)
     image_B3HW = ((pixels_BHW3.float() - 127.5) / 127.5).permute(0, 3, 1, 2)
-    sum_BD = model(image_B3HW).double() + model(image_B3HW.flip(-1)).double()
-    return nn.functional.normalize(sum_BD, dim=1)
+    embedding_BD = model(image_B3HW).double()
+    return embedding_BD + model(image_B3HW.flip(-1)).double() if flip else embedding_BD
 
 
-def _decoded_ahead(
-    batches: Sequence[Sequence[int]], decode: Callable[[int], np.ndarray]
-) -> Iterator[list[np.ndarray]]:
+def decoded_ahead(
+    batches: Sequence[Sequence[int]], decode: Callable[[int], T]
+) -> Iterator[list[T]]:
     """The decoded images of each batch; the next batch is being decoded meanwhile."""
     with ThreadPoolExecutor(NUM_DECODERS) as pool:
-        waiting: list[Future[np.ndarray]] = []
+        waiting: list[Future[T]] = []
         for number in range(len(batches) + 1):
             decoding = waiting
             if number < len(batches):
@@ -118,7 +124,7 @@ def _gather(
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, and afterwards each module back in the mode it was in."""
     training = {module: module.training for module in model.modules()}
     model.eval()
