@@ -1,0 +1,79 @@
+"""Probes, galleries and distractors of an identification test, from folders or MegaFace's lists."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kappaface_dist.data.sources import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class FaceList:
+    """Image files, and the identity of each by name; None for distractors."""
+
+    paths: list[Path]
+    names: list[str | None]
+
+
+def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:
+    """Read a folder with a folder per identity, or a list like MegaFace's.
+
+    Args:
+        place: the folder; or a .json file {"path": [...], "id": [...]}, as
+            facescrub_features_list.json is.
+        root: what the list's paths are relative to; the list's own folder if not given.
+
+    Raises:
+        ValueError: nothing is there, or the list is malformed.
+    """
+    place = Path(place)
+    if place.suffix == ".json":
+        content = _read_list(place)
+        names = content.get("id")
+        if not isinstance(names, list) or len(names) != len(content["path"]):
+            raise ValueError(
+                f'{place} has no "id" for each "path", which probes and galleries need'
+            )
+        base = Path(root) if root is not None else place.parent
+        return FaceList([base / path for path in content["path"]], [str(name) for name in names])
+    paths = _images_below(place)
+    return FaceList(paths, [path.parent.name for path in paths])
+
+
+def read_distractors(place: str | Path, root: str | Path | None = None) -> FaceList:
+    """All images below a folder, or a list like megaface_features_list.json_1000000_1."""
+    place = Path(place)
+    if place.is_file():
+        base = Path(root) if root is not None else place.parent
+        paths = [base / path for path in _read_list(place)["path"]]
+    else:
+        paths = _images_below(place)
+    return FaceList(paths, [None] * len(paths))
+
+
+def _read_list(place: Path) -> dict[str, list[str]]:
+    if not place.is_file():
+        raise ValueError(f"there is no file {place}, expected a list of images")
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{place} is not a JSON list of images: {error}") from error
+    paths = content.get("path") if isinstance(content, dict) else None
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
+        raise ValueError(f'{place} holds no list of names under "path"')
+    return content
+
+
+def _images_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}, expected one with images in it")
+    found = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise ValueError(f"{folder} has no image in it or below")
+    return sorted(found)

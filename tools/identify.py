@@ -1,0 +1,143 @@
+"""Identify aligned images in a gallery with distractors, as TinyFace and MegaFace do.
+
+    python tools/identify.py MODEL --probes Probe --gallery Gallery_Match --distractors Distractor
+    torchrun --nproc_per_node=8 tools/identify.py MODEL --probes facescrub_list.json \\
+        --distractors megaface_list.json_1000000_1 --distractors-root MegaFace_aligned
+
+Probes and gallery are folders with a folder per identity, equal names being one person, or JSON
+lists with "path" and "id". Without --gallery every probe is searched for by every other image of
+its person, alone among the distractors (MegaFace). Scores are kept in blocks, never as a matrix.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kappaface_dist import parallel
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.data.face_lists import FaceList, read_distractors, read_faces
+from kappaface_dist.data.images import decode_image
+from kappaface_dist.evaluation.embedding_store import ImageList, embed_to_folder
+from kappaface_dist.evaluation.identification import closed_set_numbers, rank_rates
+from kappaface_dist.evaluation.search import distractor_ranks, search
+from kappaface_dist.saved_model import SavedModel, open_model
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.gallery and not args.distractors:
+        raise ValueError("neither --gallery nor --distractors is given: where is one to search?")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    device = parallel.start()
+    model = parallel.agree(lambda: open_model(args.model))
+    model.network.to(device)
+    lists = parallel.agree(lambda: read_lists(args))
+    embedded = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
+
+    def publish() -> None:
+        numbers = identify(lists, embedded, device)
+        report = {
+            "model": str(model.path),
+            "weights_sha256": model.digest,
+            "images": {name: len(faces.paths) for name, faces in lists.items()},
+            **numbers,
+        }
+        if args.json != "-":
+            sizes = ", ".join(f"{len(faces.paths)} {name}" for name, faces in lists.items())
+            print(f"{sizes} ({numbers['protocol']})")
+            for k, rate in numbers["rank"].items():
+                print(f"rank-{k}: {'-' if rate is None else f'{rate:.2%}'}")
+        write_json(args.json, report)
+
+    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.stop()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser.add_argument("--probes", required=True, metavar="PLACE")
+    parser.add_argument("--gallery", metavar="PLACE")
+    parser.add_argument("--distractors", metavar="PLACE")
+    for name in ("probes", "gallery", "distractors"):
+        parser.add_argument(f"--{name}-root", metavar="FOLDER", help="of a list's paths")
+    parser.add_argument("--cache", metavar="FOLDER", default="embeddings", help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    return parser.parse_args()
+
+
+def read_lists(args: argparse.Namespace) -> dict[str, FaceList]:
+    """What was named on the command line, by kind."""
+    lists = {"probes": read_faces(args.probes, args.probes_root)}
+    if args.gallery:
+        lists["gallery"] = read_faces(args.gallery, args.gallery_root)
+    if args.distractors:
+        lists["distractors"] = read_distractors(args.distractors, args.distractors_root)
+    return lists
+
+
+def embed(
+    args: argparse.Namespace, model: SavedModel, name: str, faces: FaceList, device: torch.device
+) -> np.ndarray:
+    """Unit embeddings of a list, float32, from the cache where they are there."""
+    size = model.settings.image_size
+    images = ImageList(
+        count=len(faces.paths),
+        read=lambda number: faces.paths[number].read_bytes(),
+        decode=lambda number, payload: decode_image(payload, size),
+        where=lambda number: str(faces.paths[number]),
+    )
+    silent = True if parallel.rank() else None
+    with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
+        stored = embed_to_folder(
+            model.network,
+            images,
+            Path(args.cache) / f"{name}_{model.digest[:12]}",
+            settings={"weights": model.digest, "image_size": str(size)},
+            batch_size=args.batch_size,
+            device=device,
+            progress=bar.update,
+        )
+    rows = np.concatenate([part for _, part in stored.parts()])
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows
+
+
+def identify(
+    lists: dict[str, FaceList], embedded: dict[str, np.ndarray], device: torch.device
+) -> dict[str, Any]:
+    """Rank-k of the protocol that the lists make up, ready for JSON."""
+    names = [name for faces in lists.values() for name in faces.names if name is not None]
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    subjects = {
+        kind: np.array([-1 if name is None else number_of[name] for name in faces.names])
+        for kind, faces in lists.items()
+    }
+    if "gallery" not in lists:
+        ranks = distractor_ranks(
+            embedded["probes"], subjects["probes"], embedded["distractors"], device=device
+        )
+        protocol = "each pair of one person's images among the distractors"
+        return {"protocol": protocol, "searches": len(ranks), "rank": rank_rates(ranks)}
+    kinds = [kind for kind in ("gallery", "distractors") if kind in lists]
+    found = search(
+        embedded["probes"],
+        subjects["probes"],
+        np.concatenate([embedded[kind] for kind in kinds]),
+        np.concatenate([subjects[kind] for kind in kinds]),
+        device=device,
+    )
+    protocol = f"probes in {' and '.join(kinds)}"
+    return {"protocol": protocol, "searches": len(found.rank_Q), **closed_set_numbers(found)}
+
+
+if __name__ == "__main__":
+    run(main)
