@@ -42,6 +42,24 @@ def decode_image(payload: bytes, image_size: int) -> np.ndarray:
     return pixels_HW3
 
 
+def decode_picture(payload: bytes) -> np.ndarray:
+    """Decode JPEG (or any format that Pillow knows) in the size it has.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        ValueError: the bytes are not a readable image; the message says what the decoder said.
+    """
+    try:
+        if payload[:2] == JPEG_START:
+            return simplejpeg.decode_jpeg(payload, colorspace="RGB")
+        with Image.open(io.BytesIO(payload)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({error})") from error
+
+
 def encode_jpeg(pixels_HW3: np.ndarray, quality: int = 95) -> bytes:
     """Encode uint8 RGB pixels [H, W, 3] as JPEG without chroma subsampling."""
     return simplejpeg.encode_jpeg(

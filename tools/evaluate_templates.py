@@ -1,0 +1,125 @@
+"""Evaluate a model on a template benchmark: IJB-B, IJB-C, or one of make_templates.py.
+
+    python tools/evaluate_templates.py MODEL IJBC --json ijbc.json
+    torchrun --nproc_per_node=8 tools/evaluate_templates.py MODEL IJBC --cache embeddings
+
+MODEL is an exported backbone, a checkpoint or a run folder; IJBC the folder that holds meta/ and
+loose_crop/. The processes share the images. Embeddings stay in --cache and are used again while the
+weights, the lists and every image are the same by their hashes.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from kappaface_dist import parallel
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.data.template_lists import read_template_set
+from kappaface_dist.evaluation.plots import plot_roc
+from kappaface_dist.evaluation.pooling import Pooling
+from kappaface_dist.evaluation.tables import align
+from kappaface_dist.evaluation.templates import (
+    TemplateResult,
+    embed_template_images,
+    evaluate_templates,
+)
+from kappaface_dist.saved_model import open_model
+
+
+def main() -> None:
+    args = parse_args()
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    device = parallel.start()
+    model = parallel.agree(lambda: open_model(args.model))
+    model.network.to(device)
+    templates = parallel.agree(lambda: read_template_set(args.set))
+    with tqdm(
+        desc=templates.name, unit=" images", disable=True if parallel.rank() else None, leave=False
+    ) as bar:
+        stored = embed_template_images(
+            model.network,
+            templates,
+            args.cache or Path(args.set) / "embeddings",
+            digest=model.digest,
+            image_size=model.settings.image_size,
+            batch_size=args.batch_size,
+            device=device,
+            flip=args.flip,
+            progress=bar.update,
+        )
+    pooling = Pooling(args.norm, args.detector_score, args.average_media)
+
+    def publish() -> None:
+        result = evaluate_templates(stored, templates, pooling, device=device)
+        report = {
+            "model": str(model.path),
+            "weights_sha256": model.digest,
+            "backbone": model.settings.name,
+            "set": templates.name,
+            "lists_sha256": templates.digest,
+            "pooling": {**vars(pooling), "flip": args.flip},
+            **result.summary,
+        }
+        if args.json != "-":
+            print(f"{stored.num_reused} of {stored.count} embeddings were there already")
+            print(_tables(templates.name, result))
+        write_json(args.json, report)
+        if args.plot:
+            curves = {} if result.curve is None else {templates.name: result.curve}
+            plot_roc(args.plot, curves, "1:1 of templates")
+
+    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.stop()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser.add_argument("set", metavar="FOLDER", help="holds meta/ and loose_crop/")
+    parser.add_argument("--cache", metavar="FOLDER", help="default: embeddings/ in the set")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    for name, text in (
+        ("flip", "add the mirror image's embedding"),
+        ("norm", "keep the embeddings' lengths when pooling"),
+        ("detector-score", "weigh images by the detector's score"),
+        ("average-media", "average a video's frames first"),
+    ):
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text
+        )
+    parser.add_argument("--plot", metavar="PATH", help="draw the ROC of 1:1 into this file")
+    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    return parser.parse_args()
+
+
+def _tables(name: str, result: TemplateResult) -> str:
+    one = result.summary["1:1"]
+    rates = one.get("tar_at_far", {})
+    rows = [["1:1", "pairs", "AUC", "EER", *(f"TAR@{rate}" for rate in rates)]]
+    cells = [one.get("auc"), one.get("eer"), *rates.values()]
+    rows.append([name, str(one["pairs"]), *map(_percent, cells)])
+    lines = [align(rows), one["note"]]
+    many: dict[str, Any] = result.summary.get("1:N", {})
+    if many:
+        first = next(iter(many.values()))
+        header = [f"rank-{k}" for k in first["rank"]]
+        header += [f"TPIR@{rate}" for rate in first["tpir_at_fpir"]]
+        rows = [["1:N", *header]]
+        for gallery, numbers in many.items():
+            cells = [*numbers["rank"].values(), *numbers["tpir_at_fpir"].values()]
+            rows.append([gallery, *map(_percent, cells)])
+        lines.append(align(rows))
+    return "\n".join(line for line in lines if line)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,40 @@
+"""Write a small template benchmark of made-up identities, in the layout of IJB-B and IJB-C.
+
+python tools/make_templates.py data/templates --people 60
+"""
+
+import argparse
+
+from tqdm import tqdm
+
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.data.template_faces import write_template_set
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", metavar="FOLDER", help="for loose_crop/ and meta/")
+    parser.add_argument("--people", type=int, default=60, help="(default: %(default)s)")
+    parser.add_argument("--name", default="ijbx", help="prefix of the lists (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
+    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    args = parser.parse_args()
+    report = write_template_set(
+        args.out,
+        name=args.name,
+        num_people=args.people,
+        seed=args.seed,
+        progress=lambda people: tqdm(people, desc="people", disable=None),
+    )
+    if args.json != "-":
+        print(
+            f"{args.out}: {report['images']} images in {report['templates']} templates of"
+            f" {report['people']} people, {report['pairs']} pairs"
+        )
+    write_json(args.json, report)
+
+
+if __name__ == "__main__":
+    run(main)
