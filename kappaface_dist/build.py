@@ -81,6 +81,7 @@ def build_job(config: Config, device: torch.device) -> Job:
         image_size=config.data.image_size,
         augment=config.data.augment,
         num_threads=config.data.num_threads,
+        block_shuffle=config.data.block_shuffle,
         seed=config.run.seed,
         device=device,
     )

@@ -26,6 +26,7 @@ class Data:
     image_size: int = 112  # pixels; images are decoded to this size
     augment: str = "flip"  # none | flip | adaface | strong
     num_threads: int = 0  # decoding threads per rank; 0: this rank's share of the cores
+    block_shuffle: int = 0  # images per block, for slow disks and .parquet; 0: shuffle them all
     max_corrupt_share: float = 0.05  # of the images read; above it training stops
 
 
@@ -158,6 +159,8 @@ def check_config(config: Config) -> None:
             f"head.momentum_dtype is bf16, but optimizer.name is {config.optimizer.name}, whose"
             " state stays fp32: use sgd, or leave it fp32"
         )
+    if config.data.block_shuffle < 0:
+        raise ValueError(f"data.block_shuffle is {config.data.block_shuffle}, below 0")
     if config.optimizer.warmup_epochs < 0:
         raise ValueError(f"optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, below 0")
     if config.run.epochs is not None and config.optimizer.warmup_epochs >= config.run.epochs:

@@ -5,15 +5,25 @@ Shapes: I images of the dataset, C classes.
 
 import glob
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kappaface_dist.data.sources import FolderSource, RecordSource, Source
+from kappaface_dist.data.table_source import TableSource
+from kappaface_dist.data.tar_source import TarSource
 
 logger = logging.getLogger(__name__)
+
+# Kinds of dataset file, by the end of the name.
+FILE_SOURCES: dict[str, Callable[[Path], Source]] = {
+    ".rec": RecordSource,
+    ".tar": TarSource,
+    ".parquet": TableSource,
+    ".arrow": TableSource,
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,10 @@ def open_catalog(train: str | Path | Sequence[str | Path]) -> Catalog:
     """Open a dataset.
 
     Args:
-        train: a .rec file, a list of them or a pattern such as "shards/*.rec" (parts of one
-            dataset, in the order of their names, sharing their class numbers); a folder that holds
-            train.rec; or a folder of images with a folder per identity.
+        train: a .rec file, a WebDataset shard (.tar), a .parquet or .arrow file with the images in
+            it; a list of them or a pattern such as "shards/*.rec" (parts of one dataset, in the
+            order of their names, sharing their class numbers); a folder that holds train.rec or
+            such files of one kind; or a folder of images with a folder per identity.
 
     Raises:
         ValueError: nothing is there, a file is damaged, or its labels do not number the classes.
@@ -98,20 +109,25 @@ def find_sources(train: str | Path | Sequence[str | Path]) -> list[Path]:
         folders = [path for path in paths if path.is_dir()]
         if folders and len(paths) > 1:
             raise ValueError(
-                f"{folders[0]} is a folder in a list of datasets, only .rec files can be listed:"
+                f"{folders[0]} is a folder in a list of datasets, only files can be listed:"
                 " write it as a record with tools/make_record.py"
             )
         return paths
     path = Path(train)
     if path.is_dir():
-        return [path / "train.rec"] if (path / "train.rec").is_file() else [path]
+        if (path / "train.rec").is_file():
+            return [path / "train.rec"]
+        for suffix in FILE_SOURCES:
+            if files := sorted(path.glob(f"*{suffix}")):
+                return files
+        return [path]
     if path.is_file():
         return [path]
     found = sorted(Path(name) for name in glob.glob(str(train), recursive=True))
     if not found:
         raise ValueError(
-            f"there is no dataset at {train}: give the path of a .rec file, a pattern that matches"
-            " some, or a folder with one folder of images per identity"
+            f"there is no dataset at {train}: give the path of a .rec, .tar, .parquet or .arrow"
+            " file, a pattern that matches some, or a folder with one folder of images per identity"
         )
     return found
 
@@ -120,9 +136,13 @@ def open_source(path: Path) -> Source:
     """Open one file or folder."""
     if path.is_dir():
         return FolderSource(path)
-    if path.suffix != ".rec":
-        raise ValueError(f"{path} is not a .rec file: a dataset is a .rec file or a folder")
-    return RecordSource(path)
+    if path.suffix not in FILE_SOURCES:
+        kinds = ", ".join(FILE_SOURCES)
+        raise ValueError(
+            f"{path} is not a dataset file ({kinds}): give one of those, or a folder with one"
+            " folder of images per identity"
+        )
+    return FILE_SOURCES[path.suffix](path)
 
 
 def count_images(label_I: np.ndarray, name: str) -> np.ndarray:

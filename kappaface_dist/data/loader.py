@@ -48,14 +48,14 @@ class Loader:
         *,
         batch_size: int,
         augment: str,
-        seed: int,
+        shuffle: Shuffle,
         device: torch.device,
     ):
         self.num_read = 0
         self.num_corrupt = 0
         self.corrupt: list[tuple[str, str]] = []
         self._catalog = catalog
-        self._shuffle = Shuffle(catalog.num_images, seed)
+        self._shuffle = shuffle
         self._batch_size = batch_size
         self._augment = augment
         self._device = device
@@ -121,6 +121,7 @@ def build_loader(
     image_size: int = 112,
     augment: str = "flip",
     num_threads: int = 0,
+    block_shuffle: int = 0,
     seed: int = 0,
     device: torch.device,
 ) -> Loader:
@@ -134,6 +135,7 @@ def build_loader(
         image_size: height and width that the network sees, in pixels.
         augment: name of a preset in augment.py.
         num_threads: decoder threads; 0 for this rank's share of the machine's cores.
+        block_shuffle: images per block that stay together on disk; 0 for a full shuffle.
         seed: of the order and of the random changes.
         device: where the batches go.
 
@@ -165,7 +167,12 @@ def build_loader(
             pin_memory=device.type == "cuda",
         )
     return Loader(
-        catalog, decoder, batch_size=batch_size, augment=augment, seed=seed, device=device
+        catalog,
+        decoder,
+        batch_size=batch_size,
+        augment=augment,
+        shuffle=Shuffle(catalog.num_images, seed, block_shuffle),
+        device=device,
     )
 
 

@@ -18,6 +18,7 @@ NUM_ROUNDS = 12
 CHUNK = 1 << 15  # of images worked on at once: fits the processor's cache
 FEW = 1 << 12
 MAX_IMAGES = 1 << 31
+WINDOW_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,16 @@ class Shuffle:
 
     The permutation of an epoch is never stored, each place of it is computed when asked for: no
     memory and no pause between epochs, for 100 million images too.
+
+    Attributes:
+        block: 0 for a permutation of all images. Otherwise, for slow disks: blocks of so many
+            neighbouring images are put in random order, and only within windows of 64 blocks are
+            the images mixed; so the disk is read by the block.
     """
 
     num_images: int
     seed: int
+    block: int = 0
 
     def __post_init__(self) -> None:
         assert 0 < self.num_images <= MAX_IMAGES
@@ -41,10 +48,38 @@ class Shuffle:
         while done < count:
             epoch, first = divmod(position + done, self.num_images)
             num = min(count - done, self.num_images - first, CHUNK)
-            places = np.arange(first, first + num, dtype=np.uint32)
-            out_B[done : done + num] = permute(places, self.num_images, mix64(self.seed, epoch))
+            key = mix64(self.seed, epoch)
+            if self.block:
+                num = min(num, self._window_end(first) - first)
+                out_B[done : done + num] = self._in_blocks(first, num, key)
+            else:
+                places = np.arange(first, first + num, dtype=np.uint32)
+                out_B[done : done + num] = permute(places, self.num_images, key)
             done += num
         return out_B
+
+    def _window_end(self, place: int) -> int:
+        """The place after the window that holds this place of an epoch; the last takes the rest."""
+        window = self.block * WINDOW_BLOCKS
+        last = max(self.num_images // window - 1, 0)
+        number = min(place // window, last)
+        return self.num_images if number == last else (number + 1) * window
+
+    def _in_blocks(self, first: int, num: int, key: int) -> np.ndarray:
+        """The images at num places of an epoch from first on, all of one window."""
+        window = self.block * WINDOW_BLOCKS
+        end = self._window_end(first)
+        start = min(first // window, max(self.num_images // window - 1, 0)) * window
+        places = np.arange(first - start, first - start + num, dtype=np.uint32)
+        mixed = start + permute(places, end - start, mix64(key, 1, start)).astype(np.int64)
+        # What is left over after the last whole block stays at the end, in the last window.
+        num_blocks = self.num_images // self.block
+        is_whole = mixed < num_blocks * self.block
+        block, within = np.divmod(mixed[is_whole], self.block)
+        if num_blocks:
+            block = permute(block.astype(np.uint32), num_blocks, mix64(key, 0)).astype(np.int64)
+        mixed[is_whole] = block * self.block + within
+        return mixed
 
     def rank_indices(self, position: int, batch_size: int, rank: int) -> np.ndarray:
         """The images of one rank's batch in the step that begins at position: int64 [B]."""

@@ -196,10 +196,10 @@ def test_what_is_not_a_dataset(tmp_path):
     for train, message in [
         (tmp_path / "absent.rec", "there is no dataset at .*absent.rec"),
         (str(tmp_path / "absent-*.rec"), "there is no dataset at"),
-        (tmp_path / "text.txt", "is not a .rec file"),
+        (tmp_path / "text.txt", "is not a dataset file"),
         (tmp_path / "empty", "no sub-folder with images"),
         ([], "list of record files is empty"),
-        ([record, tmp_path / "empty"], "only .rec files can be listed"),
+        ([record, tmp_path / "empty"], "only files can be listed"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
             open_catalog(train)

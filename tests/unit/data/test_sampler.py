@@ -1,5 +1,7 @@
 """The image stream: every image once an epoch, whatever the ranks; and as random as numpy's."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -93,3 +95,32 @@ def test_neighbours_are_unrelated():
     # A random permutation has one fixed point and one ascending neighbour pair on average.
     assert np.count_nonzero(order == np.arange(num_images)) < 10
     assert np.count_nonzero(np.diff(order) == 1) < 10
+
+
+@pytest.mark.parametrize(
+    ("num_images", "block"), [(1, 4), (100, 7), (5_000, 16), (100_003, 100), (64 * 50, 50)]
+)
+def test_block_shuffle_is_a_permutation_however_it_is_read(num_images, block):
+    shuffle = Shuffle(num_images, seed=1, block=block)
+    for epoch in (0, 3):
+        order = shuffle.indices(epoch * num_images, num_images)
+        np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
+    whole = shuffle.indices(num_images // 2, num_images)
+    cuts = np.linspace(0, num_images, 14).astype(int)
+    pieces = [
+        shuffle.indices(num_images // 2 + int(start), int(end - start))
+        for start, end in itertools.pairwise(cuts)
+    ]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_block_shuffle_reads_few_blocks_at_a_time_and_mixes_them():
+    num_images, block = 100_000, 100
+    order = Shuffle(num_images, seed=1, block=block).indices(0, num_images)
+    window = order[: 64 * block]
+    assert len(np.unique(window // block)) == 64
+    # Within the window neighbours are unrelated, and the blocks come from everywhere.
+    assert np.abs(np.corrcoef(window[1:], window[:-1])[0, 1]) < 5 / np.sqrt(len(window))
+    assert np.std(np.unique(window // block)) > 200
+    second = Shuffle(num_images, seed=1, block=block).indices(num_images, 64 * block)
+    assert len(np.intersect1d(window // block, second // block)) < 30

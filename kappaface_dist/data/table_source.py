@@ -1,0 +1,177 @@
+"""Hugging Face datasets and Parquet files with images inside, through pyarrow.
+
+A column "image" (bytes, or Hugging Face's struct of bytes and path) and a column "label" (whole
+numbers); other names will do where only one column is of such a type.
+    .arrow    what datasets.save_to_disk() writes; memory-mapped, any image at once
+    .parquet  images can only be had by the row group: the last few are kept, so set
+              data.block_shuffle, or turn it into a record with tools/convert_record.py
+Shapes: I images of a file.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_KEPT_BYTES = 1 << 28  # of row groups
+
+
+class TableSource:
+    """The images of one .arrow or .parquet file.
+
+    Raises:
+        ValueError: the file is damaged, or has no such columns.
+        RuntimeError: pyarrow is not installed.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise RuntimeError(
+                f"{path} is read with pyarrow: pip install 'kappaface_dist[parquet]'"
+            ) from error
+        self._path = path
+        try:
+            self._blocks: _ArrowBlocks | _ParquetBlocks = (
+                _ArrowBlocks(path) if path.suffix == ".arrow" else _ParquetBlocks(path)
+            )
+            image, label = find_columns(self._blocks.schema, str(path))
+            self._blocks.image = image
+            column = self._blocks.labels(label)
+        except pa.ArrowException as error:
+            raise ValueError(f"{path} cannot be read ({error}): copy or rebuild it") from error
+        if column.null_count:
+            raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
+        label_I = column.to_numpy()
+        if len(label_I) == 0:
+            raise ValueError(f"{path} has no row: rebuild it, or leave it out")
+        bad = np.flatnonzero((label_I < 0) | (label_I >= 2**31))
+        if len(bad):
+            raise ValueError(
+                f"{self.where(int(bad[0]))} has label {label_I[bad[0]]}, labels are whole numbers"
+                " from 0 on: rebuild the file"
+            )
+        self.label_I = label_I.astype(np.int32)
+        self.class_names: Sequence[str] | None = _class_names(self._blocks.schema, label)
+        self._first_row = np.cumsum([0, *self._blocks.num_rows])
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of one image; ValueError if there are none."""
+        block = int(np.searchsorted(self._first_row, index, side="right")) - 1
+        value = self._blocks.column(block)[index - int(self._first_row[block])].as_py()
+        payload = value.get("bytes") if isinstance(value, dict) else value
+        if not payload:
+            raise ValueError("the row has no image bytes")
+        return payload
+
+    def where(self, index: int) -> str:
+        """The file and the row in it."""
+        return f"{self._path} row {index}"
+
+
+def find_columns(schema: Any, name: str) -> tuple[str, str]:
+    """The names of the columns with the images and with the labels.
+
+    Raises:
+        ValueError: there is no such column, or several could be meant.
+    """
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    found = []
+    for wanted, fits in (("image", holds_bytes), ("label", pa.types.is_integer)):
+        fitting = [field.name for field in schema if fits(field.type)]
+        if wanted not in fitting and len(fitting) != 1:
+            raise ValueError(
+                f"{name} has the columns {', '.join(schema.names)}: rename the one with the"
+                f" {'encoded images' if wanted == 'image' else 'class numbers'} to {wanted!r}"
+            )
+        found.append(wanted if wanted in fitting else fitting[0])
+    return found[0], found[1]
+
+
+class _ArrowBlocks:
+    """The record batches of an Arrow file or stream, mapped into memory."""
+
+    image = ""
+
+    def __init__(self, path: Path):
+        import pyarrow as pa
+
+        mapped = pa.memory_map(str(path))
+        try:
+            self._table = pa.ipc.open_stream(mapped).read_all()
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            self._table = pa.ipc.open_file(mapped).read_all()
+        self.schema = self._table.schema
+        self.num_rows = [len(batch) for batch in self._table.to_batches()]
+
+    def labels(self, name: str) -> Any:
+        return self._table.column(name)
+
+    def column(self, block: int) -> Any:
+        return self._batches[block]
+
+    @property
+    def _batches(self) -> list[Any]:
+        if not hasattr(self, "_kept"):
+            self._kept = [batch.column(self.image) for batch in self._table.to_batches()]
+        return self._kept
+
+
+class _ParquetBlocks:
+    """The row groups of a Parquet file, the last used of them in memory."""
+
+    image = ""
+
+    def __init__(self, path: Path):
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._file = pq.ParquetFile(path)
+        self.schema = self._file.schema_arrow
+        metadata = self._file.metadata
+        self.num_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def labels(self, name: str) -> Any:
+        return self._file.read([name]).column(name)
+
+    def column(self, block: int) -> Any:
+        import pyarrow as pa
+
+        with self._lock:
+            if block not in self._kept:
+                try:
+                    group = self._file.read_row_group(block, [self.image], use_threads=False)
+                except (pa.ArrowException, OSError) as error:
+                    raise ValueError(f"row group {block} cannot be read ({error})") from error
+                self._kept[block] = group.column(self.image).combine_chunks()
+                while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(block)
+            return self._kept[block]
+
+    def _size(self) -> int:
+        return sum(column.nbytes for column in self._kept.values())
+
+
+def _class_names(schema: Any, label: str) -> list[str] | None:
+    """The names that Hugging Face keeps with a column of class numbers."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
