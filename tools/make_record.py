@@ -1,9 +1,11 @@
 """Write a folder of photos, one folder per identity, as OUT/train.rec, train.idx and property.
 
+If it is stopped, the same command goes on where it was.
 Example: python tools/make_record.py photos data/mine
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,12 @@ from tqdm import tqdm
 
 from kappaface_dist import commands
 from kappaface_dist.data.make_record import make_record
+
+
+def num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def main() -> None:
@@ -27,21 +35,48 @@ def main() -> None:
         help="height and width of the images written; JPEGs that have it already are copied as they"
         " are, others are resized and encoded anew (default: %(default)s)",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=num_cores(),
+        help="that read, resize and encode; the result is the same (default: every core)",
+    )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        help='record files to write, named train-00000-of-00008.rec; train on them with "OUT/*.rec"'
+        " (default: one, train.rec)",
+    )
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
     args = parser.parse_args()
+
+    bar: tqdm | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=total, unit=" images", dynamic_ncols=True)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
     report = make_record(
         args.folder,
         args.out,
         image_size=args.image_size,
-        progress=lambda files: tqdm(files, unit=" images", dynamic_ncols=True),
+        processes=args.processes,
+        shards=args.shards,
+        progress=progress,
     )
     for path, reason in report.unreadable:
         print(f"left out: {path}: {reason}", file=sys.stderr)
     for path in report.ignored:
         print(f"left out: {path}: not an image by its name", file=sys.stderr)
+    if report.num_resumed:
+        print(f"{report.num_resumed} files were done by an earlier run", file=sys.stderr)
+    written = str(report.records[0]) if len(report.records) == 1 else f"{args.out}/*.rec"
     summary = (
-        f"{args.out / 'train.rec'}: {report.num_images} images of {len(report.class_names)}"
+        f"{written}: {report.num_images} images of {len(report.class_names)}"
         f" identities; left out: {len(report.unreadable)} unreadable,"
         f" {len(report.ignored)} other files"
     )
@@ -49,7 +84,8 @@ def main() -> None:
     commands.write_json(
         args.json,
         {
-            "record": str(args.out / "train.rec"),
+            "record": str(report.records[0]),
+            "records": [str(path) for path in report.records],
             "num_images": report.num_images,
             "num_classes": len(report.class_names),
             "image_size": args.image_size,

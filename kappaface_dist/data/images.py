@@ -10,13 +10,15 @@ import simplejpeg
 from PIL import Image
 
 JPEG_START = b"\xff\xd8"
+JPEG_END = b"\xff\xd9"
 
 
-def decode_image(payload: bytes, image_size: int) -> np.ndarray:
+def decode_image(payload: bytes, image_size: int | None) -> np.ndarray:
     """Decode JPEG (or any format that Pillow knows) and resize to image_size x image_size.
 
     JPEGs are decoded at the smallest of libjpeg's own scales that is not below image_size; what
-    remains of the way is resized with a box-filtered bilinear.
+    remains of the way is resized with a box-filtered bilinear. With image_size None the
+    size stays as it is.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -27,14 +29,17 @@ def decode_image(payload: bytes, image_size: int) -> np.ndarray:
     try:
         if payload[:2] == JPEG_START:
             pixels_HW3 = simplejpeg.decode_jpeg(
-                payload, colorspace="RGB", min_height=image_size, min_width=image_size
+                payload,
+                colorspace="RGB",
+                min_height=image_size or 0,
+                min_width=image_size or 0,
             )
         else:
             with Image.open(io.BytesIO(payload)) as image:
                 pixels_HW3 = np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable image ({error})") from error
-    if pixels_HW3.shape[:2] != (image_size, image_size):
+    if image_size is not None and pixels_HW3.shape[:2] != (image_size, image_size):
         resized = Image.fromarray(pixels_HW3).resize(
             (image_size, image_size), Image.Resampling.BILINEAR
         )

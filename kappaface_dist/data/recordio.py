@@ -91,6 +91,16 @@ class RecordReader:
         body, _ = self._assemble(record)
         return body[RECORD_HEADER.size + 4 * RECORD_HEADER.unpack_from(body)[0] :]
 
+    def header(self, record: int) -> tuple[float, ...]:
+        """The label of one record: one number, or all those of a vector label.
+
+        Raises:
+            ValueError: no intact record begins where the index says.
+        """
+        body, _ = self._assemble(record)
+        flag, label, _, _ = RECORD_HEADER.unpack_from(body)
+        return struct.unpack_from(f"<{flag}f", body, RECORD_HEADER.size) if flag else (label,)
+
     def scan(self) -> RecordScan:
         """Check that the records fill the file without a gap, and read the labels of all.
 

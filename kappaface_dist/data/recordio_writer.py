@@ -50,7 +50,7 @@ class RecordWriter:
             raise ValueError(
                 f"label {label} of record {self.num_written} cannot be written: RecordIO labels are"
                 " 32-bit floats, so class numbers are whole and run from 0 to"
-                f" {MAX_LABEL}"
+                f" {MAX_LABEL}; for more classes write shards with tools/convert_record.py OUT.tar"
             )
         body = RECORD_HEADER.pack(0, label, self.num_written, 0) + payload
         if len(body) > MAX_PART_BYTES:

@@ -54,16 +54,16 @@ class RecordSource:
     def __init__(self, path: Path):
         arrays = index_cache.load_or_build(path, _record_stamp(path), lambda: _index_records(path))
         self.label_I = arrays["label"]
-        self._reader = RecordReader(path, arrays["offset"])
+        self.reader = RecordReader(path, arrays["offset"])
         self._record_I = arrays["record"] if len(arrays["record"]) else range(len(self.label_I))
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; ValueError if the record is damaged."""
-        return self._reader.read(self._record_I[index])
+        return self.reader.read(self._record_I[index])
 
     def where(self, index: int) -> str:
         """File, number of the record in it (identity records counted) and byte."""
-        return self._reader.where(self._record_I[index])
+        return self.reader.where(self._record_I[index])
 
 
 class FolderSource:

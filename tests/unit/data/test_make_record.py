@@ -96,3 +96,60 @@ def test_orl(shared_data, tmp_path):
         oracle = np.asarray(photo.convert("RGB").resize((112, 112), Image.Resampling.BILINEAR))
     found = decode_image(catalog.read(index), 112)
     assert np.abs(found.astype(int) - oracle).mean() < 2
+
+
+def many_photos(root, num_identities=6, num_images=5):
+    for identity in range(num_identities):
+        (root / f"p{identity}").mkdir(parents=True)
+        for i in range(num_images):
+            content = jpeg(100 * identity + i, 64) if identity != 3 else b"rubbish"
+            (root / f"p{identity}" / f"{i}.jpg").write_bytes(content)
+    return root
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_processes_and_shards_give_the_same_images(tmp_path, monkeypatch):
+    root = many_photos(tmp_path / "photos")
+    make_record(root, tmp_path / "whole", image_size=32)
+    # 4 files a part: identities are cut by the parts' ends, one part has no readable file.
+    monkeypatch.setattr("kappaface_dist.data.make_record.PART_FILES", 4)
+    report = make_record(root, tmp_path / "parts", image_size=32, processes=2)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert report.class_names == ["p0", "p1", "p2", "p4", "p5"]
+    assert len(report.unreadable) == 5
+    sharded = make_record(root, tmp_path / "shards", image_size=32, shards=3)
+    assert [path.name for path in sharded.records] == [
+        f"train-0000{i}-of-00003.rec" for i in range(3)
+    ]
+    whole, shards = open_catalog(tmp_path / "whole"), open_catalog(tmp_path / "shards")
+    assert (
+        whole.label_I.tolist() == shards.label_I.tolist() == [i for i in range(5) for _ in range(5)]
+    )
+    assert [whole.read(i) for i in range(25)] == [shards.read(i) for i in range(25)]
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    root = many_photos(tmp_path / "photos")
+    make_record(root, tmp_path / "whole", image_size=32)
+    monkeypatch.setattr("kappaface_dist.data.make_record.PART_FILES", 4)
+
+    def stop(done, total):
+        assert total == 30
+        if done >= 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_record(root, tmp_path / "out", image_size=32, progress=stop)
+    assert not (tmp_path / "out" / "train.rec").exists()
+    # One photo of the first part changed meanwhile: that part is made again.
+    (root / "p0" / "0.jpg").write_bytes(jpeg(999, 64))
+    report = make_record(root, tmp_path / "out", image_size=32)
+    assert report.num_resumed == 8
+    expected, found = open_catalog(tmp_path / "whole"), open_catalog(tmp_path / "out")
+    assert found.label_I.tolist() == expected.label_I.tolist()
+    assert [found.read(i) for i in range(1, 25)] == [expected.read(i) for i in range(1, 25)]
+    assert found.read(0) != expected.read(0)
+    assert not (tmp_path / "out" / "parts.partial").exists()
