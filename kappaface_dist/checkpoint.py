@@ -1,13 +1,13 @@
-"""Checkpoints: the only file that knows torch.distributed.checkpoint and DTensor.
+"""Checkpoints: the only file that saves and loads with torch.distributed.checkpoint and DTensor.
 
-A checkpoint is a folder `step_<number>` with the tensors, written by all ranks together, and
-`state.json` with the numbers. It is complete once `.metadata` is there, which is written last; an
-incomplete one is never chosen. Tensors with a row per class are stored as one of all classes each,
-so any number of ranks can read them back.
+A checkpoint is a folder with the tensors, written by all ranks together, their index `.metadata`,
+`state.json` with the numbers, and `SHA256SUMS` over all of it. Tensors with a row per class are
+stored as one of all classes each, so any number of ranks can read them back.
 Shapes: C all classes, K classes of this shard, X anything.
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,38 +19,97 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from kappaface_dist import parallel
+from kappaface_dist.checkpoint_folder import (
+    NUMBERS,
+    checksum,
+    damages,
+    part_folder,
+    publish,
+)
+from kappaface_dist.checkpoint_index import read_index
 
 Tensors = dict[str, torch.Tensor]
 
 
-def save(
-    folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int, numbers: dict[str, Any]
-) -> None:
-    """Write a checkpoint; collective.
+def one_state(replicated: Tensors, sharded: Tensors, num_classes: int) -> dict[str, torch.Tensor]:
+    """What `write` and torch store: the tensors that are the same on every rank as they are, those
+    [K, ...] of this rank's classes as views of one distributed tensor of all classes each.
 
     Args:
-        folder: its own folder, made here.
         replicated: tensors that are the same on every rank.
         sharded: tensors [K, ...] of this rank's classes, in torch.chunk's partition.
         num_classes: C.
-        numbers: anything that JSON holds, the same on every rank.
     """
+    if not dist.is_initialized():
+        return replicated | sharded
+    mesh: DeviceMesh | None = None
+    whole: dict[str, torch.Tensor] = {}
+    for name, tensor_KX in sharded.items():
+        if mesh is None:
+            mesh = init_device_mesh(tensor_KX.device.type, (parallel.world_size(),))
+        shape = torch.Size((num_classes, *tensor_KX.shape[1:]))
+        stride = torch.empty(shape, device="meta").stride()
+        whole[name] = DTensor.from_local(
+            tensor_KX, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+        )
+    return replicated | whole
+
+
+def write(
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    numbers: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint, which appears whole or not at all; collective.
+
+    Args:
+        folder: its own folder, made here.
+        state: from `one_state`.
+        numbers: anything that JSON holds, the same on every rank.
+        group: the ranks; a group of its own for a thread beside the training.
+
+    Raises:
+        RuntimeError: on every rank, when one of them could not write its part.
+    """
+    part = part_folder(folder)
 
     def prepare() -> None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        with (part / NUMBERS).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(numbers, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
-    parallel.agree(lambda: prepare() if parallel.rank() == 0 else None)
-    state = {**replicated, **_as_one(sharded, num_classes)}
-    with _one_process_is_fine():
-        dcp.save(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    def on_rank0(function: Any) -> None:
+        parallel.agree(lambda: function() if parallel.rank() == 0 else None, group)
+
+    try:
+        on_rank0(prepare)
+        with _quiet():
+            dcp.save(
+                state, checkpoint_id=part, process_group=group, no_dist=not dist.is_initialized()
+            )
+        # A rank's files carry its number; rank 0 has the index and the numbers beside them.
+        own = [*part.glob(f"__{parallel.rank()}_*")]
+        if parallel.rank() == 0:
+            own += [part / ".metadata", part / NUMBERS]
+        sums = parallel.agree(lambda: {path.name: checksum(path) for path in own}, group)
+        checksums = {k: v for one in parallel.gather_objects(sums, group) for k, v in one.items()}
+        on_rank0(lambda: publish(folder, checksums))
+    except dcp.CheckpointException as error:
+        on_rank0(lambda: shutil.rmtree(part, ignore_errors=True))
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise RuntimeError(f"rank {rank} could not write {part}: {cause}") from error
+    except OSError as error:
+        raise RuntimeError(f"{part} could not be written: {error}") from error
 
 
 def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) -> None:
@@ -62,9 +121,7 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
     shapes |= {name: [num_classes, *tensor.shape[1:]] for name, tensor in sharded.items()}
     _check_shapes(folder, parallel.agree(lambda: stored_shapes(folder)), shapes)
-    state = {**replicated, **_as_one(sharded, num_classes)}
-    with _one_process_is_fine():
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    _read(folder, one_state(replicated, sharded, num_classes))
 
 
 def load_alone(folder: Path, replicated: Tensors) -> None:
@@ -75,8 +132,7 @@ def load_alone(folder: Path, replicated: Tensors) -> None:
     """
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
     _check_shapes(folder, stored_shapes(folder), shapes)
-    with _one_process_is_fine():
-        dcp.load(dict(replicated), checkpoint_id=folder, no_dist=True)
+    _read(folder, dict(replicated), alone=True)
 
 
 def _check_shapes(
@@ -95,49 +151,41 @@ def _check_shapes(
             )
 
 
-def load_numbers(folder: Path) -> dict[str, Any]:
-    """The numbers that `save` was given."""
-    try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
+def _read(folder: Path, state: dict[str, torch.Tensor], *, alone: bool = False) -> None:
+    """Fill tensors from the checkpoint, which holds them all."""
+    with _quiet():
+        no_dist = alone or not dist.is_initialized()
+        dcp.load(state, storage_reader=_Reader(folder), no_dist=no_dist)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's files; the ranks share the reading; collective."""
+    parts = parallel.gather_objects(damages(folder, parallel.rank(), parallel.world_size()))
+    return [problem for part in parts for problem in part]
 
 
 def stored_shapes(folder: Path) -> dict[str, list[int]]:
     """Name and shape of every tensor in a checkpoint."""
-    if not (folder / ".metadata").is_file():
-        raise ValueError(f"{folder} is not a complete checkpoint: it has no .metadata file")
-    metadata = dcp.FileSystemReader(folder).read_metadata()
-    return {
-        name: list(entry.size)
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    index = read_index(folder).state_dict_metadata
+    return {name: list(entry.size) for name, entry in index.items()}  # type: ignore[union-attr]
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's reader, which would run whatever program the index is."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        index = read_index(Path(self.path))
+        assert index.storage_meta is not None
+        index.storage_meta.load_id = self.load_id
+        return index
 
 
 @contextmanager
-def _one_process_is_fine() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Without a process group torch warns that it takes one process for granted: it may."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _as_one(sharded: Tensors, num_classes: int) -> dict[str, torch.Tensor]:
-    """View the ranks' rows as one distributed tensor of all classes each."""
-    if not dist.is_initialized():
-        return dict(sharded)
-    mesh: DeviceMesh | None = None
-    whole: dict[str, torch.Tensor] = {}
-    for name, tensor_KX in sharded.items():
-        if mesh is None:
-            mesh = init_device_mesh(tensor_KX.device.type, (parallel.world_size(),))
-        shape = torch.Size((num_classes, *tensor_KX.shape[1:]))
-        stride = torch.empty(shape, device="meta").stride()
-        whole[name] = DTensor.from_local(
-            tensor_KX, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-        )
-    return whole
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensors:
@@ -158,61 +206,16 @@ def make_optimizer_tensors(
 
     The alternative, a step with zero gradients, would change momentum and weights.
     """
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    index = read_index(folder).state_dict_metadata
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
-        for key, entry in metadata.items():
-            if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata):
+        for key, entry in index.items():
+            if key.startswith(prefix):
                 # Step counters live on the CPU, tensors of the parameter's shape beside it.
-                device = parameter.device if entry.size == parameter.shape else "cpu"
+                device = parameter.device if entry.size == parameter.shape else "cpu"  # type: ignore[union-attr]
                 optimizer.state[parameter][key.removeprefix(prefix)] = torch.empty(
-                    entry.size, dtype=entry.properties.dtype, device=device
+                    entry.size,  # type: ignore[union-attr]
+                    dtype=entry.properties.dtype,  # type: ignore[union-attr]
+                    device=device,
                 )
     return optimizer_tensors(optimizer, model)
-
-
-def step_folder(root: Path, step: int) -> Path:
-    return root / f"step_{step:08d}"
-
-
-def complete_checkpoints(root: Path) -> list[Path]:
-    """The complete checkpoints below root, oldest first."""
-    return sorted(
-        path.parent for path in root.glob("step_*/.metadata") if path.parent.name[5:].isdigit()
-    )
-
-
-def delete_old(root: Path, keep: int) -> None:
-    """Delete all but the last `keep` complete checkpoints, and incomplete ones; on rank 0 only."""
-    if parallel.rank() != 0:
-        return
-    kept = complete_checkpoints(root)[-keep:]
-    for folder in root.glob("step_*"):
-        if folder not in kept:
-            shutil.rmtree(folder)
-
-
-def choose(root: Path, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh.
-
-    Args:
-        root: the run's checkpoints.
-        resume: "auto" for the last complete one, "never", or the path of a checkpoint.
-
-    Raises:
-        ValueError: nothing is at that path; or "never" in a folder that has checkpoints, which a
-            later start would confuse with its own.
-    """
-    found = complete_checkpoints(root)
-    if resume == "auto":
-        return found[-1] if found else None
-    if resume == "never":
-        if found:
-            raise ValueError(
-                f"run.resume is never, but {found[-1]} exists: choose another run.name, or delete"
-                f" {root}"
-            )
-        return None
-    if not (Path(resume) / ".metadata").is_file():
-        raise ValueError(f"run.resume is {resume}, which is not a complete checkpoint")
-    return Path(resume)

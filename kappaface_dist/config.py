@@ -16,6 +16,8 @@ class Run:
     epochs: float | None = None  # passes over the data; either this or steps
     steps: int | None = None  # optimizer steps
     resume: str = "auto"  # auto: the run folder's last checkpoint | never | a checkpoint's path
+    timeout_minutes: float = 30.0  # without progress of any rank, then the run ends
+    stop_exit_code: int = 75  # after a stop by a signal, where torchrun does not run the process
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Evaluate:
 class Checkpoint:
     every: int | None = 1000  # steps; null: only at the end and when stopped
     keep: int = 2  # the last so many stay
+    best: str | None = None  # accuracy/<set>: the checkpoint with the highest stays too
+    asynchronous: bool = True  # write beside the training; costs host memory of the same size
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,13 @@ AT_LEAST_ONE = (
     "log.every",
     "run.steps",
 )
-POSITIVE = ("run.epochs", "optimizer.lr", "optimizer.power", "optimizer.clip_norm")
+POSITIVE = (
+    "run.epochs",
+    "run.timeout_minutes",
+    "optimizer.lr",
+    "optimizer.power",
+    "optimizer.clip_norm",
+)
 
 
 def check_config(config: Config) -> None:
@@ -150,6 +160,14 @@ def check_config(config: Config) -> None:
         )
     if not config.data.train:
         raise ValueError("data.train is not set: give a .rec file or a folder of identities")
+    metrics = [f"accuracy/{name}" for name in config.evaluate.sets]
+    if config.checkpoint.best is not None and config.checkpoint.best not in metrics:
+        raise ValueError(
+            f"checkpoint.best is {config.checkpoint.best!r}, and evaluate.sets gives"
+            f" {', '.join(metrics) or 'nothing to choose by'}"
+        )
+    if not 0 <= config.run.stop_exit_code <= 255:
+        raise ValueError(f"run.stop_exit_code is {config.run.stop_exit_code}: choose 0 to 255")
     if not 0.0 <= config.data.max_corrupt_share <= 1.0:
         raise ValueError(
             f"data.max_corrupt_share is {config.data.max_corrupt_share}: it is a share, 0 to 1"

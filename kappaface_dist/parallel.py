@@ -110,16 +110,21 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather_objects(value: Any) -> list[Any]:
+def background_group() -> dist.ProcessGroup | None:
+    """A group of all ranks on the CPU, for a thread beside the training; collective."""
+    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Every rank's (small, picklable) value, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
-def agree(function: Callable[[], T]) -> T:
+def agree(function: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Run function on every rank; if it raises on any, raise the same error on all.
 
     Without this, a file that only one node cannot read leaves the other ranks waiting in their next
@@ -134,7 +139,7 @@ def agree(function: Callable[[], T]) -> T:
         failure = (ValueError, str(error))
     except (RuntimeError, OSError) as error:
         failure = (RuntimeError, str(error))
-    failures = [found for found in gather_objects(failure) if found is not None]
+    failures = [found for found in gather_objects(failure, group) if found is not None]
     if failures:
         kind, message = failures[0]
         raise kind(message)

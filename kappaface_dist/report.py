@@ -3,6 +3,7 @@
 Shapes: C classes, K classes of this shard.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones.export import save_backbone
 from kappaface_dist.build import Job, build_network
 from kappaface_dist.commands import write_json
+from kappaface_dist.config import Config
+from kappaface_dist.config_file import to_dict
 from kappaface_dist.evaluation.pairs import PairResult, evaluate_pairs, pixel_baseline
 from kappaface_dist.evaluation.plots import plot_roc
-from kappaface_dist.metrics import read_metrics
+from kappaface_dist.metrics import Reporter, read_metrics
 
 matplotlib.use("Agg")
 # More classes than this are thinned out evenly for the pictures.
@@ -67,19 +71,42 @@ def write_report(
     return summary
 
 
-def _baselines(job: Job) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Accuracy on every set of the backbone before training, and of raw pixels."""
-    network = build_network(job.config, job.device, initial=True)
-    untrained = {
+def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | None:
+    """What reports the run from step on; None on ranks other than 0."""
+    if parallel.rank() != 0:
+        return None
+    return Reporter(
+        config.folder,
+        step,
+        step + steps_left,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        run_name=config.run.name,
+        settings=to_dict(config),
+    )
+
+
+def verify_sets(
+    job: Job, network: nn.Module, progress: Callable[[int], object] | None = None
+) -> dict[str, PairResult]:
+    """Verify a backbone on every set of the configuration; collective."""
+    return {
         name: evaluate_pairs(
             network,
             pairs,
             image_size=job.config.data.image_size,
             batch_size=job.config.data.batch_size,
             device=job.device,
-        ).accuracy
+            progress=progress,
+        )
         for name, pairs in job.pair_sets.items()
     }
+
+
+def _baselines(job: Job) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Accuracy on every set of the backbone before training, and of raw pixels."""
+    network = build_network(job.config, job.device, initial=True)
+    untrained = {name: result.accuracy for name, result in verify_sets(job, network).items()}
     return untrained, {name: pixel_baseline(pairs) for name, pairs in job.pair_sets.items()}
 
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM (a scheduler, torchrun) or SIGINT (Ctrl-C)."""
+"""Being asked to stop: SIGTERM (a scheduler, torchrun), SIGINT (Ctrl-C), SIGUSR1 (Slurm)."""
 
 import signal
 from types import FrameType
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from kappaface_dist import parallel
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignal:

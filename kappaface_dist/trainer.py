@@ -4,19 +4,22 @@ Shapes: B images on this rank, D embedding size, K classes of this shard, H W im
 """
 
 import logging
-import math
 
 import torch
 
 from kappaface_dist import parallel
 from kappaface_dist.build import DTYPES, Job
-from kappaface_dist.config_file import to_dict
 from kappaface_dist.data.loader import Batch
-from kappaface_dist.evaluation.pairs import PairResult, evaluate_pairs
+from kappaface_dist.evaluation.pairs import PairResult
+from kappaface_dist.head.shard import mix_seed
+from kappaface_dist.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.metrics import Meter, Reporter, log_line
 from kappaface_dist.optim import schedule_factor
-from kappaface_dist.run_state import load_state, save_state
+from kappaface_dist.recovery import recover
+from kappaface_dist.report import start_reporter, verify_sets
+from kappaface_dist.run_state import build_saver, load_state, save_state
 from kappaface_dist.signals import StopSignal
+from kappaface_dist.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,11 @@ class Trainer:
         self.job = job
         self.config = job.config
         self.results: dict[str, PairResult] = {}
+        self.metrics: dict[str, float] = {}  # of an evaluation at the present step
         self.state = load_state(job)
+        self.saver = build_saver(job)
+        self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
+        self.guard = LossGuard(job.device)
         self.total_images = job.images_to_read(self.state.step, self.state.position)
 
     @property
@@ -42,27 +49,46 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the end of the run, or until asked to stop; whether the end was reached."""
+        with StopSignal() as stop, self.watchdog:
+            while True:
+                try:
+                    return self._fit(stop)
+                except NonFiniteLoss as bad:
+                    self.state = recover(self.job, self.state, self.saver, bad)
+                    self.guard = LossGuard(self.job.device)
+
+    def _fit(self, stop: StopSignal) -> bool:
         steps_left = self.job.steps_left(self.state.step, self.state.position)
-        reporter = self._start_reporter(self.state.step + steps_left)
+        reporter = start_reporter(self.config, self.state.step, steps_left)
         meter = Meter()
         batches = iter(self.job.loader.batches(self.state.position, steps_left))
+        loss = torch.tensor(self.state.last_loss)
         try:
-            with StopSignal() as stop:
-                for _ in range(steps_left):
-                    loss = self.train_step(meter.wait_for(batches))
-                    self._advance(meter, reporter)
-                    stopping = stop.requested() and not self.finished
-                    if self._due(self.config.log.every) or stopping:
-                        meter = self._log(loss, meter, reporter)
-                    with meter.pause():
-                        if self._due(self.config.checkpoint.every) or stopping:
-                            self.save(loss)
-                        if stopping:
-                            logger.info("stopped at step %d, to go on later", self.state.step)
-                            return False
-                        if self._due(self.config.evaluate.every) and not self.finished:
-                            self.evaluate(reporter)
-            self.evaluate(reporter)
+            for _ in range(steps_left):
+                self.watchdog.tick(self.state.step, "waiting for data")
+                batch = meter.wait_for(batches)
+                self.watchdog.tick(self.state.step, "training")
+                if self._is_skipped():
+                    logger.warning("step %d is skipped", self.state.step)
+                else:
+                    loss = self.train_step(batch)
+                self._advance(meter, reporter)
+                stopping = stop.requested() and not self.finished
+                if self._due(self.config.log.every) or stopping:
+                    meter = self._log(loss, meter, reporter)
+                with meter.pause():
+                    is_best = False
+                    if self._due(self.config.evaluate.every) and not stopping:
+                        is_best = self.evaluate(reporter)
+                    if self._due(self.config.checkpoint.every) or is_best or stopping:
+                        self.save(loss, reporter)
+                    if stopping:
+                        self.saver.finish()
+                        logger.info("stopped at step %d, to go on later", self.state.step)
+                        return False
+            if not self.results:
+                self.evaluate(reporter)  # a run that had ended before it was reported
+            self.saver.finish()
             return True
         finally:
             self.job.loader.close()
@@ -71,7 +97,10 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
+        self._batch = batch
         job, optimizer, scaler = self.job, self.job.optimizer, self.job.scaler
+        # What a backbone draws depends on the place in the stream: resuming needs no saved state.
+        torch.manual_seed(mix_seed(self.config.run.seed, self.state.position, parallel.rank()))
         lr = job.peak_lr * self.lr_factor()
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -83,6 +112,7 @@ class Trainer:
         ):
             embedding_BD = job.backbone(batch.image_B3HW)
         loss = job.head(embedding_BD, batch.label_B)
+        self.guard.watch(loss, self.state.position)
         if job.device.type == "cpu":
             self._check_loss(loss)
         scaler.scale(loss).backward()
@@ -110,36 +140,46 @@ class Trainer:
             section.power,
         )
 
-    def evaluate(self, reporter: Reporter | None) -> None:
-        """Verify on every set; collective."""
+    def evaluate(self, reporter: Reporter | None) -> bool:
+        """Verify on every set; whether checkpoint.best is better than ever before; collective."""
         self._share_running_statistics()
-        numbers = {}
-        for name, pairs in self.job.pair_sets.items():
-            result = evaluate_pairs(
-                self.job.network,
-                pairs,
-                image_size=self.config.data.image_size,
-                batch_size=self.config.data.batch_size,
-                device=self.job.device,
-            )
-            self.results[name] = result
+        self.results = verify_sets(
+            self.job,
+            self.job.network,
+            progress=lambda _: self.watchdog.tick(self.state.step, "verifying"),
+        )
+        for name, result in self.results.items():
             if result.accuracy is None:
                 logger.info("step %d: %s: %s", self.state.step, name, result.note)
             else:
-                numbers[f"accuracy/{name}"] = result.accuracy
-        if reporter is not None and numbers:
-            line = ", ".join(f"{name} {value:.2%}" for name, value in numbers.items())
-            reporter.write(self.state.step, numbers, f"step {self.state.step}: {line}")
+                self.metrics[f"accuracy/{name}"] = result.accuracy
+        if reporter is not None and self.metrics:
+            line = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
+            reporter.write(self.state.step, self.metrics, f"step {self.state.step}: {line}")
+        value = self.metrics.get(self.config.checkpoint.best or "")
+        if value is None or (self.state.best is not None and value <= self.state.best):
+            return False
+        self.state.best = value
+        return True
 
-    def save(self, loss: torch.Tensor) -> None:
-        """Write a checkpoint of this step; collective.
+    def save(self, loss: torch.Tensor, reporter: Reporter | None) -> None:
+        """Save a checkpoint of this step; collective.
 
         Args:
             loss: of this step: a broken state must not become the last checkpoint.
         """
         self._check_loss(loss)
+        self.watchdog.tick(self.state.step, "saving")
         self._share_running_statistics()
-        save_state(self.job, self.state)
+        save_state(self.saver, self.job, self.state, self.metrics)
+        if reporter is not None:
+            line = f"checkpoint of step {self.state.step}: paused {self.saver.pause:.2f} s"
+            reporter.write(self.state.step, {"checkpoint_pause_seconds": self.saver.pause}, line)
+
+    def _is_skipped(self) -> bool:
+        """Whether this step reads from a place where the loss was not finite before."""
+        end = self.state.position + self.job.global_batch
+        return any(self.state.position <= place < end for place in self.state.skipped)
 
     def _share_running_statistics(self) -> None:
         for buffer in self.job.network.buffers():
@@ -155,6 +195,7 @@ class Trainer:
         epoch = self.state.position // num_images
         self.state.position += self.job.global_batch
         self.state.step += 1
+        self.metrics = {}
         meter.images += self.job.global_batch
         if self.state.position // num_images > epoch:
             self.job.head.end_epoch()
@@ -188,10 +229,13 @@ class Trainer:
     def _check_loss(self, loss: torch.Tensor) -> None:
         """Raise on every rank if the loss, the same on all, is not finite."""
         self.state.last_loss = loss.item()
-        if math.isfinite(self.state.last_loss):
+        position = self.guard.first_bad()
+        if position is None:
             return
-        cause = self.job.head.explain_non_finite() or "the learning rate may be too high"
-        raise ValueError(f"the loss is {self.state.last_loss} at step {self.state.step}: {cause}")
+        step = self.state.step - (self.state.position - position) // self.job.global_batch
+        lr = self.job.peak_lr * self.lr_factor()
+        cause = likely_cause(self.job, self._batch, lr)
+        raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
 
     def _check_corrupt_share(self) -> None:
         loader = self.job.loader
@@ -203,16 +247,3 @@ class Trainer:
                 f"{corrupt:.0f} of {read:.0f} images could not be decoded, more than"
                 f" data.max_corrupt_share ({limit:.1%}): check the record, or raise the share"
             )
-
-    def _start_reporter(self, total_steps: int) -> Reporter | None:
-        if parallel.rank() != 0:
-            return None
-        return Reporter(
-            self.config.folder,
-            self.state.step,
-            total_steps,
-            tensorboard=self.config.log.tensorboard,
-            wandb=self.config.log.wandb,
-            run_name=self.config.run.name,
-            settings=to_dict(self.config),
-        )

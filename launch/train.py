@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 
 import torch
 
@@ -32,31 +33,40 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
-    device = parallel.start()
-    train(config, device, check=args.check)
+    # The watchdog, which names the rank that hangs, comes first; the group ends what it cannot see.
+    device = parallel.start(timeout_minutes=1.5 * config.run.timeout_minutes)
+    stopped = train(config, device, check=args.check)
     parallel.stop()
+    # torchrun takes any other code than 0 for a crash, and would start the run again at once.
+    if stopped and "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(config.run.stop_exit_code)
 
 
-def train(config: Config, device: torch.device, *, check: bool) -> None:
-    """Build the parts, fit, and write the report."""
+def train(config: Config, device: torch.device, *, check: bool) -> bool:
+    """Build the parts, fit, and write the report; whether a signal stopped it before its end."""
     if check:
         numbers = derived_numbers(build_job(config, device))
         if parallel.rank() == 0:
             print(json.dumps(numbers, indent=2))
-        return
+        return False
     first = parallel.rank() == 0
     parallel.agree(lambda: start_logging(config.folder if first else None))
+    stop_file = config.folder / "stopped.json"
     job = build_job(config, device)
     if first:
+        stop_file.unlink(missing_ok=True)
         (config.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     trainer = Trainer(job)
     if trainer.finished and (config.folder / "summary.json").is_file():
         if first:
             print(summary_table(json.loads((config.folder / "summary.json").read_text())))
             print(f"{config.folder} is finished: nothing left to do")
-        return
+        return False
     if not trainer.fit():
-        return
+        if first:
+            # For a job script, which sees only torchrun's exit code.
+            commands.write_json(str(stop_file), {"step": trainer.state.step})
+        return True
     summary = write_report(
         job,
         trainer.results,
@@ -68,6 +78,7 @@ def train(config: Config, device: torch.device, *, check: bool) -> None:
     if first:
         print(summary_table(summary))
         print(f"results and pictures are in {config.folder}")
+    return False
 
 
 if __name__ == "__main__":
