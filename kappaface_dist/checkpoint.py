@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -152,7 +152,7 @@ def _check_shapes(
 
 
 def _read(folder: Path, state: dict[str, torch.Tensor], *, alone: bool = False) -> None:
-    """Fill tensors from the checkpoint, which holds them all."""
+    """Fill tensors from the checkpoint, which holds them all; alone: in this process only."""
     with _quiet():
         no_dist = alone or not dist.is_initialized()
         dcp.load(state, storage_reader=_Reader(folder), no_dist=no_dist)
@@ -164,10 +164,15 @@ def verify(folder: Path) -> list[str]:
     return [problem for part in parts for problem in part]
 
 
+def stored_tensors(folder: Path) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Shape and type of every tensor in a checkpoint, by name."""
+    index = cast(dict[str, TensorStorageMetadata], read_index(folder).state_dict_metadata)
+    return {name: (list(entry.size), entry.properties.dtype) for name, entry in index.items()}
+
+
 def stored_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor in a checkpoint."""
-    index = read_index(folder).state_dict_metadata
-    return {name: list(entry.size) for name, entry in index.items()}  # type: ignore[union-attr]
+    """Shape of every tensor in a checkpoint, by name."""
+    return {name: shape for name, (shape, _) in stored_tensors(folder).items()}
 
 
 class _Reader(dcp.FileSystemReader):
@@ -206,16 +211,14 @@ def make_optimizer_tensors(
 
     The alternative, a step with zero gradients, would change momentum and weights.
     """
-    index = read_index(folder).state_dict_metadata
+    stored = stored_tensors(folder)
     for name, parameter in model.named_parameters():
         prefix = f"optimizer.{name}."
-        for key, entry in index.items():
+        for key, (shape, dtype) in stored.items():
             if key.startswith(prefix):
                 # Step counters live on the CPU, tensors of the parameter's shape beside it.
-                device = parameter.device if entry.size == parameter.shape else "cpu"  # type: ignore[union-attr]
+                device = parameter.device if shape == list(parameter.shape) else "cpu"
                 optimizer.state[parameter][key.removeprefix(prefix)] = torch.empty(
-                    entry.size,  # type: ignore[union-attr]
-                    dtype=entry.properties.dtype,  # type: ignore[union-attr]
-                    device=device,
+                    shape, dtype=dtype, device=device
                 )
     return optimizer_tensors(optimizer, model)

@@ -9,6 +9,7 @@ from torch import nn
 from kappaface_dist import checkpoint
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.backbones.export import BackboneSettings, load_backbone, weights_digest
+from kappaface_dist.checkpoint_folder import complete_checkpoints
 from kappaface_dist.config_file import load_config, to_dict
 
 
@@ -45,7 +46,7 @@ def open_model(path: str | Path) -> SavedModel:
         return _from_export(place)
     if (place / ".metadata").is_file():
         return _from_checkpoint(place)
-    found = checkpoint.complete_checkpoints(place / "checkpoints")
+    found = complete_checkpoints(place / "checkpoints")
     if found:
         return _from_checkpoint(found[-1])
     export = place / "export" / "backbone.safetensors"
