@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 QUERY_ROWS = 1024
-GALLERY_ROWS = 8192
+GALLERY_ROWS = 4096
 # Combinations of queries and mates handled at a time; a block of queries is cut to stay below.
 MAX_MATES = 1 << 20
 
@@ -71,6 +71,8 @@ def search(
         by_entry = np.argsort(mate_E, kind="stable")
         query_E, mate_E = query_E[by_entry], mate_E[by_entry]
         mate = _best_mates(query, query_E, gallery_ND, mate_E, device)
+        # A query without a mate has no rank: nothing is counted for it.
+        bar = torch.where(mate > -torch.inf, mate, torch.inf)
         count = torch.zeros(stop - start, dtype=torch.int64, device=query.device)
         other = torch.full((stop - start,), -torch.inf, device=query.device)
         for begin in range(0, len(gallery_ND), gallery_rows):
@@ -84,9 +86,9 @@ def search(
                 ] = -torch.inf
             largest = score.amax(dim=1)
             other = torch.maximum(other, largest)
-            # Counting is a pass over the block: only for the queries that it can touch.
-            beaten = largest >= mate
-            count += torch.where(beaten, (score >= mate[:, None]).sum(dim=1), 0)
+            # Few mates are beaten by anything in a block: the others need no second look at it.
+            beaten = torch.nonzero(largest >= bar)[:, 0]
+            count[beaten] += (score[beaten] >= bar[beaten, None]).sum(dim=1)
         mate_Q[block], other_Q[block] = mate.cpu().numpy(), other.cpu().numpy()
         rank_Q[block] = np.where(num_mates_Q[block] > 0, count.cpu().numpy() + 1, 0)
     return Search(mate_Q, rank_Q, other_Q)
