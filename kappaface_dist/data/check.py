@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from kappaface_dist.data.catalog import Catalog
-from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_image
+from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_picture
 from kappaface_dist.data.recordio import RecordReader
 from kappaface_dist.data.sources import RecordSource
 
@@ -152,7 +152,7 @@ def _look_at(catalog: Catalog, chunk: range, hash_I: np.ndarray) -> _Found:
         payload = b""
         try:
             payload = catalog.read(index)
-            pixels_HW3 = decode_image(payload, None)
+            pixels_HW3 = decode_picture(payload)
         except (ValueError, OSError) as error:
             found.unreadable[index] = str(error)
             found.only_end_missing += lacks_only_the_end(payload)

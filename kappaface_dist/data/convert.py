@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.check import lacks_only_the_end
-from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_image
+from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_picture
 from kappaface_dist.data.recordio import RecordWriter
 
 KINDS = (".rec", ".tar", ".parquet")
@@ -106,7 +106,7 @@ def _mended(payload: bytes, report: ConvertReport) -> bytes:
     if lacks_only_the_end(payload):
         report.num_mended += 1
         payload += JPEG_END
-    decode_image(payload, None)
+    decode_picture(payload)
     return payload
 
 

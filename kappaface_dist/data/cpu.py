@@ -15,7 +15,7 @@ import torch
 from kappaface_dist.data.augment import Changes
 from kappaface_dist.data.augment_cpu import apply_changes
 from kappaface_dist.data.catalog import Catalog
-from kappaface_dist.data.images import decode_image
+from kappaface_dist.data.images import decode_image, normalise_image
 from kappaface_dist.data.readable import Readable
 
 
@@ -29,9 +29,9 @@ class Request:
 
 @dataclass(frozen=True)
 class HostBatch:
-    """One decoded batch: in host memory (pinned if asked for), or on the device by DALI."""
+    """One decoded batch, in host memory, or on the device if DALI decodes there."""
 
-    image_BHW3: torch.Tensor  # uint8
+    image: torch.Tensor  # uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W]
     label_B: torch.Tensor  # int64
     num_replaced: int  # requested images that were unreadable, another taken instead
     unreadable: dict[int, str] = field(default_factory=dict)  # image of the catalog -> why
@@ -41,13 +41,20 @@ class CpuDecoder:
     """Decodes the batches that are asked for, some ahead of the caller.
 
     An unreadable image is replaced by the next readable one of the catalog, with that one's label.
+
+    Args:
+        catalog: the dataset.
+        image_size: height and width of the pixels.
+        num_threads: that read, decode and change.
+        for_gpu: give uint8 in pinned memory, a quarter of the bytes to copy and normalised there;
+            otherwise the threads normalise, too.
     """
 
-    def __init__(self, catalog: Catalog, *, image_size: int, num_threads: int, pin_memory: bool):
+    def __init__(self, catalog: Catalog, *, image_size: int, num_threads: int, for_gpu: bool):
         self._catalog = catalog
         self._image_size = image_size
         self._num_threads = num_threads
-        self._pin_memory = pin_memory
+        self._for_gpu = for_gpu
         self._readable = Readable(
             catalog, lambda index: decode_image(catalog.read(index), image_size)
         )
@@ -74,9 +81,10 @@ class CpuDecoder:
 
     def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Pending":
         num, size = len(request.index_B), self._image_size
-        image_BHW3 = torch.empty(
-            (num, size, size, 3), dtype=torch.uint8, pin_memory=self._pin_memory
-        )
+        if self._for_gpu:
+            image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)
+        else:
+            image = torch.empty((num, 3, size, size))
         label_B = torch.empty(num, dtype=torch.int64)
         # One task per thread: fewer hand-overs than one per image, and still all threads busy.
         bounds = np.linspace(0, num, min(self._num_threads, num) + 1).astype(int)
@@ -85,15 +93,15 @@ class CpuDecoder:
                 self._decode,
                 request.index_B[first:end],
                 request.changes.part(first, end),
-                image_BHW3.numpy()[first:end],
+                image.numpy()[first:end],
                 label_B.numpy()[first:end],
             )
             for first, end in itertools.pairwise(bounds)
         ]
-        return _Pending(image_BHW3, label_B, tasks)
+        return _Pending(image, label_B, tasks)
 
     def _decode(
-        self, index_B: np.ndarray, changes: Changes, image_BHW3: np.ndarray, label_B: np.ndarray
+        self, index_B: np.ndarray, changes: Changes, image_B: np.ndarray, label_B: np.ndarray
     ) -> tuple[int, dict[int, str]]:
         """Fill the two arrays; the number of replaced images, and which were unreadable."""
         num_replaced = 0
@@ -101,14 +109,18 @@ class CpuDecoder:
         for i, index in enumerate(index_B.tolist()):
             taken, pixels_HW3 = self._readable.first(index, unreadable)
             num_replaced += taken != index
-            image_BHW3[i] = apply_changes(pixels_HW3, changes, i)
+            pixels_HW3 = apply_changes(pixels_HW3, changes, i)
+            if self._for_gpu:
+                image_B[i] = pixels_HW3
+            else:
+                normalise_image(pixels_HW3, image_B[i])
             label_B[i] = self._catalog.label_I[taken]
         return num_replaced, unreadable
 
 
 @dataclass(frozen=True)
 class _Pending:
-    image_BHW3: torch.Tensor
+    image: torch.Tensor
     label_B: torch.Tensor
     tasks: list[Future[tuple[int, dict[int, str]]]]
 
@@ -119,4 +131,4 @@ class _Pending:
             replaced, reasons = task.result()
             num_replaced += replaced
             unreadable |= reasons
-        return HostBatch(self.image_BHW3, self.label_B, num_replaced, unreadable)
+        return HostBatch(self.image, self.label_B, num_replaced, unreadable)

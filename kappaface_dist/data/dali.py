@@ -97,9 +97,9 @@ class DaliDecoder:
             while (item := finished.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                if item.image_BHW3.is_cuda:
+                if item.image.is_cuda:
                     # Made on another stream: its memory must not be reused before this one is done.
-                    item.image_BHW3.record_stream(torch.cuda.current_stream(self._device))
+                    item.image.record_stream(torch.cuda.current_stream(self._device))
                 yield item
         finally:
             stop.set()
@@ -161,7 +161,7 @@ class DaliDecoder:
                 feeder.complete()
                 (images,) = pipeline.outputs()
                 batch = inside.popleft()
-                _copy(images, batch.image_BHW3, stream)
+                _copy(images, batch.image, stream)
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -199,7 +199,7 @@ class DaliDecoder:
         size = self._image_size
         taken_B = np.concatenate([part.taken_B for part in parts])
         batch = HostBatch(
-            torch.empty((len(images), size, size, 3), dtype=torch.uint8, device=self._device),
+            torch.empty((len(images), 3, size, size), device=self._device),
             torch.from_numpy(self._catalog.label_I[taken_B].astype(np.int64)),
             sum(part.num_replaced for part in parts),
             unreadable,
@@ -236,11 +236,11 @@ def check_jpeg(payload: bytes) -> None:
         raise ValueError(f"not a readable image ({error})") from error
 
 
-def _copy(images: Any, out_BHW3: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
+def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
     """Copy DALI's output, and wait for that: the memory is DALI's again afterwards."""
     from nvidia.dali.plugin.pytorch import feed_ndarray
 
-    feed_ndarray(images.as_tensor(), out_BHW3, cuda_stream=stream)
+    feed_ndarray(images.as_tensor(), out_B3HW, cuda_stream=stream)
     if stream is not None:
         stream.synchronize()
 

@@ -1,4 +1,4 @@
-"""The DALI pipeline: encoded bytes -> uint8 pixels with the changes of augment.py.
+"""The DALI pipeline: encoded bytes -> normalised images with the changes of augment.py.
 
 One definition for decoding on the CPU and on the GPU; a change that the preset never makes has no
 place in it. Imported only where DALI is installed.
@@ -165,9 +165,15 @@ def _graph(preset: Preset, size: int, decoder: str) -> Any:
         quality = _input("quality", types.INT32, 0)
         if _input("jpeg", types.BOOL, 0):
             image = fn.jpeg_compression_distortion(image, quality=quality)
-    if preset.flip:
-        image = fn.flip(image, horizontal=_input("flip", types.INT32, 0))
-    return image
+    mirror = _input("flip", types.INT32, 0) if preset.flip else 0
+    return fn.crop_mirror_normalize(
+        image,
+        dtype=types.FLOAT,
+        output_layout="CHW",
+        mean=[127.5] * 3,
+        std=[127.5] * 3,
+        mirror=mirror,
+    )
 
 
 def _input(name: str, dtype: Any, ndim: int) -> Any:

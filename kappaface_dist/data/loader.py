@@ -88,7 +88,8 @@ class Loader:
         try:
             for host in decoded:
                 self._count(host)
-                image_B3HW = normalise(host.image_BHW3.to(self._device, non_blocking=True))
+                image = host.image.to(self._device, non_blocking=True)
+                image_B3HW = normalise(image) if image.dtype == torch.uint8 else image
                 yield Batch(image_B3HW, host.label_B.to(self._device, non_blocking=True))
         finally:
             decoded.close()
@@ -164,7 +165,7 @@ def build_loader(
             catalog,
             image_size=image_size,
             num_threads=num_threads,
-            pin_memory=device.type == "cuda",
+            for_gpu=device.type == "cuda",
         )
     return Loader(
         catalog,

@@ -77,7 +77,7 @@ def test_a_changed_label_in_a_stock_record(shared_data, tmp_path, kind):
     assert open_catalog(tmp_path / "train.rec").label_I[4] == 3
     report = checked(tmp_path / "train.rec")
     (problem,) = report.problems
-    assert "records 5 to 8 are one identity's, but have the labels 1, 3" in problem
+    assert "records 5 to 9 are one identity's, but have the labels 1, 3" in problem
 
 
 def test_the_tool(tmp_path):

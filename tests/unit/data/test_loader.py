@@ -183,7 +183,8 @@ def test_both_loaders_find_the_same_images_unreadable(tmp_path, loader):
     # Large ones are resized by different filters, everything else has the same pixels.
     off = (found["cpu images"] - found[loader + " images"]).abs().mean((1, 2, 3)) * 127.5
     large = torch.tensor([label % 12 == 5 for label in found["cpu"][0]])
-    assert off[~large].max() == 0
+    # DALI multiplies by 1 / 127.5 where we divide.
+    assert off[~large].max() < 1e-4
     assert off[large].max() < 6
 
 
