@@ -1,7 +1,9 @@
 """A trained backbone as one file: safetensors, with what is needed to build it again."""
 
 import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +17,40 @@ from kappaface_dist.backbones import build_backbone
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """What build_backbone needs to make the network of an exported file."""
+    """What build_backbone needs to make the network of an exported file.
+
+    Rates of dropping are not among it: they act in training only, and change no name or shape.
+    """
 
     name: str
     embedding_size: int
     image_size: int
+    depths: Sequence[int] | None = None
+    widths: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        # Tuples, whatever a configuration or a file gave: equal settings compare equal.
+        for key in ("depths", "widths"):
+            value = getattr(self, key)
+            object.__setattr__(self, key, tuple(value) if value else None)
+
+    def build(self) -> nn.Module:
+        return build_backbone(**asdict(self))
+
+    def to_metadata(self) -> dict[str, str]:
+        """As strings; what is not set is left out."""
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {k: json.dumps(v) if isinstance(v, tuple) else str(v) for k, v in known.items()}
+
+    @staticmethod
+    def from_metadata(metadata: dict[str, str]) -> "BackboneSettings":
+        """The inverse; KeyError or ValueError where something is missing or no number."""
+        return BackboneSettings(
+            metadata["name"],
+            int(metadata["embedding_size"]),
+            int(metadata["image_size"]),
+            *(json.loads(metadata.get(key, "null")) for key in ("depths", "widths")),
+        )
 
 
 def save_backbone(
@@ -29,20 +60,22 @@ def save_backbone(
     name: str,
     embedding_size: int,
     image_size: int,
+    depths: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
 ) -> None:
     """Write the parameters and buffers of build_backbone(name, ...); whole or not at all.
 
     model is the network itself, without a wrapper of DDP or torch.compile around it.
     """
-    settings = BackboneSettings(name, embedding_size, image_size)
+    settings = BackboneSettings(name, embedding_size, image_size, depths, widths)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with torch.device("meta"):  # names only: no memory, no initialisation
-        expected = build_backbone(name, embedding_size=embedding_size, image_size=image_size)
+        expected = settings.build()
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".part")
-    save_file(tensors, unfinished, {key: str(value) for key, value in asdict(settings).items()})
+    save_file(tensors, unfinished, settings.to_metadata())
     unfinished.replace(target)
 
 
@@ -75,17 +108,13 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSett
             f"{path} is not a readable safetensors file ({error}): is the file complete?"
         ) from error
     try:
-        settings = BackboneSettings(
-            metadata["name"], int(metadata["embedding_size"]), int(metadata["image_size"])
-        )
+        settings = BackboneSettings.from_metadata(metadata)
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} has the metadata {metadata}, expected name, embedding_size and image_size as"
             " this project's export writes them"
         ) from error
-    model = build_backbone(
-        settings.name, embedding_size=settings.embedding_size, image_size=settings.image_size
-    )
+    model = settings.build()
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != expected:

@@ -6,12 +6,14 @@ in ArcFace (Deng et al., 2019, section 3.1): BN-Conv-BN-PReLU-Conv-BN, stride in
 Shapes: B images, D embedding size, H W image size, X channels, Y Z height and width inside.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+from kappaface_dist.backbones.layers import drop_path, rising_rates, run_block
 
 DEPTHS = {
     "r18": (2, 2, 2, 2),
@@ -21,18 +23,25 @@ DEPTHS = {
     "r200": (6, 26, 60, 6),
 }
 WIDTHS = (64, 128, 256, 512)
+TINY_DEPTHS = (1, 1, 1, 1)
+TINY_WIDTHS = (16, 32, 64, 128)
 # Four stages halve the image: 112 pixels become 7.
 REDUCTION = 16
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Block(nn.Module):
     """x + BN(Conv(PReLU(BN(Conv(BN(x)))))), with the shortcut convolved where the shape changes."""
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: Callable[[int], nn.Module]
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        norm: Callable[[int], nn.Module],
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
+        self.drop_path_rate = drop_path_rate
         self.bn1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn2 = norm(channels)
@@ -50,7 +59,7 @@ class Block(nn.Module):
         out = self.conv1(self.bn1(x_BXYZ))
         out = self.bn3(self.conv2(self.prelu(self.bn2(out))))
         shortcut = x_BXYZ if self.downsample is None else self.downsample(x_BXYZ)
-        return out + shortcut
+        return drop_path(out, self.drop_path_rate, training=self.training) + shortcut
 
 
 class IResNet(nn.Module):
@@ -70,19 +79,23 @@ class IResNet(nn.Module):
         last_norm: Callable[[int], nn.Module] = nn.BatchNorm1d,
         embedding_size: int,
         image_size: int,
-        checkpointed_stages: Sequence[int] = (),
+        dropout: float,
+        drop_path: float,
+        checkpointed_stages: Sequence[int],
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.checkpointed_stages = frozenset(checkpointed_stages)
         self.conv1 = nn.Conv2d(3, widths[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = norm(widths[0])
         self.prelu = nn.PReLU(widths[0])
         in_channels = widths[0]
         side = -(-image_size // stem_stride)
+        rates = iter(rising_rates(drop_path, sum(depths)))
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), start=1):
-            first = Block(in_channels, width, stride=2, norm=norm)
-            others = [Block(width, width, stride=1, norm=norm) for _ in range(depth - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
+            blocks = [Block(in_channels, width, 2, norm, next(rates))]
+            blocks += [Block(width, width, 1, norm, next(rates)) for _ in range(depth - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
             in_channels = width
             side = -(-side // 2)
         self.bn2 = norm(in_channels)
@@ -98,72 +111,30 @@ class IResNet(nn.Module):
         x = self.prelu(self.bn1(self.conv1(image_B3HW)))
         for stage in (1, 2, 3, 4):
             for block in self.get_submodule(f"layer{stage}"):  # type: ignore[attr-defined]
-                if stage in self.checkpointed_stages and self.training and torch.is_grad_enabled():
-                    x = _checkpointed(block, x)
-                else:
-                    x = block(x)
-        x = self.bn2(x).flatten(1)
+                x = run_block(block, x, checkpointing=stage in self.checkpointed_stages)
+        x = F.dropout(self.bn2(x).flatten(1), self.dropout, self.training)
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.float()))
 
 
-def _checkpointed(block: nn.Module, x_BXYZ: torch.Tensor) -> torch.Tensor:
-    return checkpoint(
-        block,
-        x_BXYZ,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _running_statistics_kept(block)),
-        preserve_rng_state=False,
-    )
-
-
-@contextmanager
-def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The recomputation must not count its batch into the running statistics a second time."""
-    norms = [module for module in block.modules() if isinstance(module, BATCH_NORMS)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches_tracked in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
-
-
 def iresnet(
-    name: str, *, embedding_size: int, image_size: int, checkpointed_stages: Sequence[int]
+    name: str, depths: Sequence[int] | None, widths: Sequence[int] | None, **settings: Any
 ) -> IResNet:
     """InsightFace's r18, r34, r50, r100 or r200."""
-    return IResNet(
-        DEPTHS[name],
-        WIDTHS,
-        embedding_size=embedding_size,
-        image_size=image_size,
-        checkpointed_stages=checkpointed_stages,
-    )
+    return IResNet(depths or DEPTHS[name], widths or WIDTHS, **settings)
 
 
 def tiny(
-    name: str, *, embedding_size: int, image_size: int, checkpointed_stages: Sequence[int]
+    name: str, depths: Sequence[int] | None, widths: Sequence[int] | None, **settings: Any
 ) -> IResNet:
     """0.4 million parameters; about 800 images/s forward and backward at 56 pixels on one core.
 
     tiny normalises over the batch of its rank, as the large ones do. tiny_gn normalises every image
     by itself: it learns somewhat slower, but a step is the same however the batch lies over ranks.
     """
-    norms: dict[str, Callable[[int], nn.Module]] = {}
     if name == "tiny_gn":
-        norms = {"norm": _group_norm, "last_norm": nn.LayerNorm}
-    return IResNet(
-        (1, 1, 1, 1),
-        (16, 32, 64, 128),
-        stem_stride=2,
-        embedding_size=embedding_size,
-        image_size=image_size,
-        checkpointed_stages=checkpointed_stages,
-        **norms,
-    )
+        settings |= {"norm": _group_norm, "last_norm": nn.LayerNorm}
+    return IResNet(depths or TINY_DEPTHS, widths or TINY_WIDTHS, stem_stride=2, **settings)
 
 
 def _group_norm(num_channels: int) -> nn.GroupNorm:

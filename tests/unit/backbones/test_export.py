@@ -45,3 +45,13 @@ def test_mistakes_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="is the file complete"):
         load_backbone(path)
+
+
+def test_depths_and_widths_come_back(tmp_path):
+    shape = {"depths": [1, 2, 1, 1], "widths": [8, 16, 24, 32]}
+    model = build_backbone("tiny", embedding_size=16, image_size=32, **shape)
+    path = tmp_path / "backbone.safetensors"
+    save_backbone(path, model, **SETTINGS, **shape)
+    loaded, settings = load_backbone(path)
+    assert settings == BackboneSettings(**SETTINGS, **shape)
+    assert [len(loaded.get_submodule(f"layer{i}")) for i in (1, 2, 3, 4)] == [1, 2, 1, 1]
