@@ -1,21 +1,20 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
-import inspect
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.backbones.export import load_backbone
+from kappaface_dist.backbones.export import BackboneSettings, load_backbone
 from kappaface_dist.config import Config
 from kappaface_dist.data.catalog import Catalog, open_catalog
 from kappaface_dist.data.loader import Loader, build_loader
 from kappaface_dist.data.pair_file import PairFile, read_pairs
+from kappaface_dist.data_parallel import with_sync_batchnorm, wrap_backbone
 from kappaface_dist.head import PartialFC, build_margin
 from kappaface_dist.optim import build_optimizer, build_row_optimizer, scaled_lr
 
@@ -28,7 +27,7 @@ class Job:
 
     Attributes:
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
-        global_batch: G, images per step over all ranks.
+        global_batch: images per optimizer step: of all ranks and micro-batches.
         peak_lr: the learning rate that the schedule multiplies.
     """
 
@@ -73,7 +72,8 @@ def build_job(config: Config, device: torch.device) -> Job:
     pair_sets = parallel.agree(
         lambda: {name: read_pairs(path) for name, path in config.evaluate.sets.items()}
     )
-    global_batch = config.data.batch_size * parallel.world_size()
+    accumulate = config.optimizer.accumulate
+    global_batch = config.data.batch_size * parallel.world_size() * accumulate
     loader = build_loader(
         catalog,
         loader=config.data.loader,
@@ -94,7 +94,13 @@ def build_job(config: Config, device: torch.device) -> Job:
         pair_sets=pair_sets,
         loader=loader,
         network=network,
-        backbone=wrap_backbone(network),
+        backbone=wrap_backbone(
+            network,
+            compiled=config.backbone.compile,
+            gradient_dtype=DTYPES[config.backbone.gradient_dtype],
+            static_graph=config.backbone.static_graph,
+            bucket_megabytes=config.backbone.bucket_megabytes,
+        ),
         head=build_head(config, catalog, device),
         optimizer=build_optimizer(
             config.optimizer.name,
@@ -122,34 +128,39 @@ def build_network(config: Config, device: torch.device, *, initial: bool = False
         embedding_size=section.embedding_size,
         image_size=config.data.image_size,
         checkpointing=section.checkpointing,
+        depths=section.depths,
+        widths=section.widths,
+        drop_path=section.drop_path,
+        dropout=section.dropout,
+        mask_ratio=section.mask_ratio,
     )
     if section.init is not None and not initial:
         path = section.init
         start, settings = parallel.agree(lambda: load_backbone(path))
-        wanted = (section.name, section.embedding_size, config.data.image_size)
-        found = (settings.name, settings.embedding_size, settings.image_size)
-        if found != wanted:
+        wanted = backbone_settings(config)
+        if settings != wanted:
             raise ValueError(
-                f"backbone.init {path} holds name, embedding_size, image_size = {found}, the"
-                f" configuration wants {wanted}: make them equal"
+                f"backbone.init {path} holds {settings}, the configuration wants {wanted}: make"
+                " them equal"
             )
         network.load_state_dict(start.state_dict())
+    if section.sync_batchnorm:
+        network = with_sync_batchnorm(network, device)
     if section.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(device)
 
 
-def wrap_backbone(network: nn.Module) -> nn.Module:
-    """DDP, where there is a group.
-
-    Running statistics are not exchanged in training: evaluation and checkpoints take rank 0's.
-    """
-    if parallel.world_size() == 1:
-        return network
-    # torch 2.13 renames this option; older versions know the old name only.
-    options = inspect.signature(DistributedDataParallel.__init__).parameters
-    per_step = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, **{per_step: False})  # type: ignore[arg-type]
+def backbone_settings(config: Config) -> BackboneSettings:
+    """What an export must say to be built again."""
+    section = config.backbone
+    return BackboneSettings(
+        section.name,
+        section.embedding_size,
+        config.data.image_size,
+        section.depths,
+        section.widths,
+    )
 
 
 def build_head(config: Config, catalog: Catalog, device: torch.device) -> PartialFC:

@@ -34,10 +34,22 @@ class Data:
 
 @dataclass(frozen=True)
 class Backbone:
-    name: str = "r50"  # tiny | tiny_gn | r18 | r34 | r50 | r100 | r200
+    # r18 | r34 | r50 | r100 | r200 | mbf | mbf_large | vit_t | vit_s | vit_b | vit_l
+    name: str = "r50"  # or for CPUs tiny | tiny_gn
     embedding_size: int = 512
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory
+    depths: list[int] | None = None  # blocks of each stage (vit: one number); null: the name's
+    widths: list[int] | None = None  # channels of each stage (vit: one number); null: the name's
+    drop_path: float | None = None  # rate of the last block, rising from 0; null: the name's
+    dropout: float = 0.0
+    mask_ratio: float | None = None  # vit: share of the patches left out; null: the name's
+    # Recompute activations in the backward pass, less memory: true, false, or stages as [1, 2]
+    checkpointing: Any = False
     channels_last: bool = False  # memory format of images and convolutions
+    compile: bool = False  # by torch.compile: a minute or more at the start
+    sync_batchnorm: bool = False  # statistics of all ranks' images; GPUs only
+    gradient_dtype: str = "fp32"  # fp32 | bf16: of the gradients that the ranks exchange
+    static_graph: bool = False  # DDP need not look at the graph of every step
+    bucket_megabytes: float = 25.0  # of gradients exchanged in one all-reduce
     init: str | None = None  # exported backbone (.safetensors) to start from
 
 
@@ -62,6 +74,9 @@ class Optimizer:
     power: float = 2.0  # of the polynomial schedule
     warmup_epochs: float = 0.0
     clip_norm: float | None = 5.0  # of the backbone's gradient; null: no clipping
+    accumulate: int = 1  # micro-batches of data.batch_size per rank that make one step
+    cache_embeddings: bool = False  # with accumulate: the head once for all of them, the
+    #                                 backbone's forward pass twice
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,7 @@ CHOICES = {
     "data.augment": ("none", "flip", "adaface", "strong"),
     "head.dtype": ("fp32", "bf16"),
     "head.momentum_dtype": ("fp32", "bf16"),
+    "backbone.gradient_dtype": ("fp32", "bf16"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.schedule": ("polynomial", "cosine"),
     "precision": ("bf16", "fp16", "fp32"),
@@ -120,6 +136,7 @@ AT_LEAST_ONE = (
     "data.image_size",
     "backbone.embedding_size",
     "optimizer.reference_batch",
+    "optimizer.accumulate",
     "evaluate.every",
     "checkpoint.every",
     "checkpoint.keep",
@@ -132,6 +149,7 @@ POSITIVE = (
     "optimizer.lr",
     "optimizer.power",
     "optimizer.clip_norm",
+    "backbone.bucket_megabytes",
 )
 
 
@@ -179,6 +197,16 @@ def check_config(config: Config) -> None:
         )
     if config.data.block_shuffle < 0:
         raise ValueError(f"data.block_shuffle is {config.data.block_shuffle}, below 0")
+    if config.optimizer.cache_embeddings and config.optimizer.accumulate == 1:
+        raise ValueError(
+            "optimizer.cache_embeddings is true, but optimizer.accumulate is 1: there is nothing to"
+            " cache; raise accumulate, or set it to false"
+        )
+    if config.backbone.static_graph and config.optimizer.accumulate > 1:
+        raise ValueError(
+            f"backbone.static_graph is true and optimizer.accumulate is"
+            f" {config.optimizer.accumulate}: DDP cannot do both, set static_graph to false"
+        )
     if config.optimizer.warmup_epochs < 0:
         raise ValueError(f"optimizer.warmup_epochs is {config.optimizer.warmup_epochs}, below 0")
     if config.run.epochs is not None and config.optimizer.warmup_epochs >= config.run.epochs:

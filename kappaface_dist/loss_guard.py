@@ -5,6 +5,7 @@ verdict read when the training looks at its numbers anyway.
 Shapes: B images on this rank.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,21 +45,22 @@ class LossGuard:
         return None if position < 0 else position
 
 
-def likely_cause(job: Job, batch: Batch, lr: float) -> str:
-    """Why the loss of this batch is not finite, in words; collective.
+def likely_cause(job: Job, batches: Sequence[Batch], lr: float) -> str:
+    """Why the loss of these micro-batches is not finite, in words; collective.
 
     Looks at the input, the labels, the weights and the embeddings, in the order in which one spoils
     the next.
     """
     with torch.no_grad():
-        found = _own_cause(job, batch, lr)
+        found = _own_cause(job, batches, lr)
     # The first suspect of any rank: a later one may only be its consequence.
     return min(parallel.gather_objects(found))[1]
 
 
-def _own_cause(job: Job, batch: Batch, lr: float) -> tuple[int, str]:
+def _own_cause(job: Job, batches: Sequence[Batch], lr: float) -> tuple[int, str]:
     where = f"of rank {parallel.rank()}"
-    bad_B = ~batch.image_B3HW.flatten(1).isfinite().all(dim=1)
+    images = torch.cat([batch.image_B3HW for batch in batches])
+    bad_B = ~images.flatten(1).isfinite().all(dim=1)
     if bad_B.any():
         return 0, f"input: image {int(bad_B.nonzero()[0])} of the batch {where} is not finite"
     if (sentence := job.head.explain_non_finite()) and "label" in sentence:

@@ -64,6 +64,8 @@ def write_report(
             name=section.name,
             embedding_size=section.embedding_size,
             image_size=job.config.data.image_size,
+            depths=section.depths,
+            widths=section.widths,
         )
         draw_plots(folder, classes, results)
         write_json(str(folder / "summary.json"), summary)

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from kappaface_dist import checkpoint
-from kappaface_dist.backbones import build_backbone
 from kappaface_dist.backbones.export import BackboneSettings, load_backbone, weights_digest
 from kappaface_dist.checkpoint_folder import complete_checkpoints
 from kappaface_dist.config_file import load_config, to_dict
@@ -73,12 +72,15 @@ def _from_checkpoint(folder: Path) -> SavedModel:
             " put the checkpoint back into RUN/checkpoints"
         )
     config = load_config(config_file)
+    section = config.backbone
     settings = BackboneSettings(
-        config.backbone.name, config.backbone.embedding_size, config.data.image_size
+        section.name,
+        section.embedding_size,
+        config.data.image_size,
+        section.depths,
+        section.widths,
     )
-    network = build_backbone(
-        settings.name, embedding_size=settings.embedding_size, image_size=settings.image_size
-    )
+    network = settings.build()
     tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
     checkpoint.load_alone(folder, tensors)
     return SavedModel(network.eval(), settings, folder, weights_digest(network), to_dict(config))

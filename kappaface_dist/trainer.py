@@ -8,10 +8,9 @@ import logging
 import torch
 
 from kappaface_dist import parallel
-from kappaface_dist.build import DTYPES, Job
+from kappaface_dist.build import Job
 from kappaface_dist.data.loader import Batch
 from kappaface_dist.evaluation.pairs import PairResult
-from kappaface_dist.head.shard import mix_seed
 from kappaface_dist.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.metrics import Meter, Reporter, log_line
 from kappaface_dist.optim import schedule_factor
@@ -19,6 +18,7 @@ from kappaface_dist.recovery import recover
 from kappaface_dist.report import start_reporter, verify_sets
 from kappaface_dist.run_state import build_saver, load_state, save_state
 from kappaface_dist.signals import StopSignal
+from kappaface_dist.train_step import train_step
 from kappaface_dist.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -61,17 +61,18 @@ class Trainer:
         steps_left = self.job.steps_left(self.state.step, self.state.position)
         reporter = start_reporter(self.config, self.state.step, steps_left)
         meter = Meter()
-        batches = iter(self.job.loader.batches(self.state.position, steps_left))
+        accumulate = self.config.optimizer.accumulate
+        batches = iter(self.job.loader.batches(self.state.position, steps_left * accumulate))
         loss = torch.tensor(self.state.last_loss)
         try:
             for _ in range(steps_left):
                 self.watchdog.tick(self.state.step, "waiting for data")
-                batch = meter.wait_for(batches)
+                micro_batches = [meter.wait_for(batches) for _ in range(accumulate)]
                 self.watchdog.tick(self.state.step, "training")
                 if self._is_skipped():
                     logger.warning("step %d is skipped", self.state.step)
                 else:
-                    loss = self.train_step(batch)
+                    loss = self.train_step(micro_batches)
                 self._advance(meter, reporter)
                 stopping = stop.requested() and not self.finished
                 if self._due(self.config.log.every) or stopping:
@@ -95,40 +96,11 @@ class Trainer:
             if reporter is not None:
                 reporter.close()
 
-    def train_step(self, batch: Batch) -> torch.Tensor:
+    def train_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
-        self._batch = batch
-        job, optimizer, scaler = self.job, self.job.optimizer, self.job.scaler
-        # What a backbone draws depends on the place in the stream: resuming needs no saved state.
-        torch.manual_seed(mix_seed(self.config.run.seed, self.state.position, parallel.rank()))
-        lr = job.peak_lr * self.lr_factor()
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(
-            job.device.type,
-            DTYPES[self.config.precision],
-            enabled=self.config.precision != "fp32",
-        ):
-            embedding_BD = job.backbone(batch.image_B3HW)
-        loss = job.head(embedding_BD, batch.label_B)
-        self.guard.watch(loss, self.state.position)
-        if job.device.type == "cpu":
-            self._check_loss(loss)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        # An infinite limit clips nothing, but tells whether the gradient is finite.
-        norm = torch.nn.utils.clip_grad_norm_(
-            job.network.parameters(), self.config.optimizer.clip_norm or float("inf")
-        )
-        loss_scale: torch.Tensor | float = 1.0
-        skip = None
-        if scaler.is_enabled():
-            loss_scale, skip = scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
-        scaler.step(optimizer)
-        job.head.step(lr, loss_scale=loss_scale, skip=skip)
-        scaler.update()
-        return loss.detach()
+        self._batches = batches
+        lr = self.job.peak_lr * self.lr_factor()
+        return train_step(self.job, batches, lr, self.state.position, check=self._watch_loss)
 
     def lr_factor(self) -> float:
         section = self.config.optimizer
@@ -226,6 +198,12 @@ class Trainer:
             reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))
         return Meter()
 
+    def _watch_loss(self, loss: torch.Tensor) -> None:
+        """Take note of a micro-batch's loss before anything is changed."""
+        self.guard.watch(loss, self.state.position)
+        if self.job.device.type == "cpu":
+            self._check_loss(loss)
+
     def _check_loss(self, loss: torch.Tensor) -> None:
         """Raise on every rank if the loss, the same on all, is not finite."""
         self.state.last_loss = loss.item()
@@ -234,7 +212,7 @@ class Trainer:
             return
         step = self.state.step - (self.state.position - position) // self.job.global_batch
         lr = self.job.peak_lr * self.lr_factor()
-        cause = likely_cause(self.job, self._batch, lr)
+        cause = likely_cause(self.job, self._batches, lr)
         raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
 
     def _check_corrupt_share(self) -> None:

@@ -61,6 +61,26 @@ def test_the_backbone_gets_its_settings(path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+def test_the_backbones_shape_is_a_setting(path):
+    shape = ["backbone.depths=[1,2,1,1]", "backbone.widths=[8,8,16,16]", "backbone.dropout=0.1"]
+    network = build(path, *shape, "backbone.drop_path=0.2", "backbone.checkpointing=[1]").network
+    assert [len(network.get_submodule(f"layer{i}")) for i in (1, 2, 3, 4)] == [1, 2, 1, 1]
+    assert network.conv1.weight.shape[0] == 8
+    assert (network.dropout, network.checkpointed_stages) == (0.1, {1})
+    assert network.layer4[0].drop_path_rate == 0.2
+    transformer = build(
+        path,
+        "backbone={name: vit_t, embedding_size: 8, depths: [2], widths: [16]}",
+        "backbone.mask_ratio=0.5",
+    ).network
+    assert (len(transformer.blocks), transformer.num_kept) == (2, 4)
+
+
+def test_sync_batchnorm_says_where_it_is_missing(path):
+    with pytest.raises(ValueError, match="the device is cpu and torch has it on GPUs only"):
+        build(path, "backbone.sync_batchnorm=true")
+
+
 def test_the_length_of_a_run(path):
     epochs = build(path)
     assert (epochs.images_to_read(0, 0), epochs.steps_left(0, 0)) == (30, 8)

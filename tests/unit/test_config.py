@@ -61,6 +61,10 @@ def test_what_is_written_reads_back(write):
         ("data.max_corrupt_share=1.5", "it is a share, 0 to 1"),
         ("head.momentum_dtype=fp16", "choose one of fp32, bf16"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0: it must be above 0"),
+        ("optimizer.accumulate=0", "optimizer.accumulate is 0: it must be at least 1"),
+        ("optimizer.cache_embeddings=true", "there is nothing to cache"),
+        ("backbone.gradient_dtype=fp16", "choose one of fp32, bf16"),
+        ("backbone.bucket_megabytes=0", "backbone.bucket_megabytes is 0.0: it must be above 0"),
     ],
 )
 def test_slips(write, override, message):
@@ -97,3 +101,9 @@ def test_a_state_that_only_sgd_has(write):
     assert load_config(path, ["head.momentum_dtype=bf16"]).head.momentum_dtype == "bf16"
     with pytest.raises(ValueError, match="whose state stays fp32"):
         load_config(path, ["head.momentum_dtype=bf16", "optimizer.name=adamw"])
+
+
+def test_what_ddp_cannot_do(write):
+    overrides = ["backbone.static_graph=true", "optimizer.accumulate=2"]
+    with pytest.raises(ValueError, match="DDP cannot do both"):
+        load_config(write(MINIMAL), overrides)

@@ -1,0 +1,95 @@
+"""Each switch of the data-parallel backbone does what it says, on real processes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kappaface_dist import parallel
+from kappaface_dist.backbones import build_backbone
+from kappaface_dist.collectives import CountCollectives
+from kappaface_dist.data_parallel import wrap_backbone
+from tests.processes import run_on_ranks
+
+
+def small():
+    torch.manual_seed(0)
+    return build_backbone("tiny_gn", embedding_size=16, image_size=32)
+
+
+def images():
+    generator = torch.Generator().manual_seed(parallel.rank())
+    return torch.randn(4, 3, 32, 32, generator=generator)
+
+
+def gradients(settings, num_steps=1):
+    """(gradients by name, collectives) of the last of a few steps behind DDP."""
+    network = small()
+    backbone = wrap_backbone(network, **settings)
+    for _ in range(num_steps):
+        network.zero_grad()
+        with CountCollectives() as count:
+            backbone(images()).square().sum().backward()
+    found = {n: p.grad.numpy().copy() for n, p in network.named_parameters() if p.requires_grad}
+    return found, [(call.name, call.num_bytes) for call in count.calls]
+
+
+def mean_gradients():
+    """The mean of the ranks' gradients without DDP."""
+    network = small()
+    network(images()).square().sum().backward()
+    found = {n: p.grad for n, p in network.named_parameters() if p.requires_grad}
+    return {n: (parallel.all_reduce_sum(g) / 2).numpy().copy() for n, g in found.items()}
+
+
+def largest_error(found, expected):
+    return max(np.abs(found[n] - g).max() / np.abs(g).max() for n, g in expected.items())
+
+
+def test_gradients_in_bf16_are_the_mean_rounded():
+    expected = run_on_ranks(2, mean_gradients)[0]
+    full, full_calls = run_on_ranks(2, gradients, {})[0]
+    half, half_calls = run_on_ranks(2, gradients, {"gradient_dtype": torch.bfloat16})[0]
+    assert largest_error(full, expected) < 1e-5
+    # Two numbers and their sum, each rounded to 8 bits: at most 2^-9 + 2^-9 of the largest.
+    assert 1e-5 < largest_error(half, expected) < 2**-7
+    (full_bytes,), (half_bytes,) = ([b for _, b in calls] for calls in (full_calls, half_calls))
+    assert half_bytes * 2 == full_bytes == 4 * sum(g.size for g in full.values())
+
+
+def test_buckets_are_as_large_as_asked():
+    one, one_calls = run_on_ranks(2, gradients, {}, 3)[0]
+    many, many_calls = run_on_ranks(2, gradients, {"bucket_megabytes": 0.2}, 3)[0]
+    assert len(one_calls) < len(many_calls)
+    assert sum(b for _, b in one_calls) == sum(b for _, b in many_calls)
+    for name, gradient in one.items():
+        np.testing.assert_array_equal(many[name], gradient, err_msg=name)
+
+
+def test_a_static_graph_gives_the_same():
+    def is_static():
+        return wrap_backbone(small(), static_graph=True).static_graph
+
+    assert run_on_ranks(2, is_static) == [True, True]
+    expected, _ = run_on_ranks(2, gradients, {}, 3)[0]
+    found, _ = run_on_ranks(2, gradients, {"static_graph": True}, 3)[0]
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient, err_msg=name)
+
+
+def test_compiled_is_the_same_network():
+    """A small part of a network: compiling a whole one takes a minute."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4))
+    compiled = wrap_backbone(network, compiled=True)
+    assert isinstance(compiled, torch._dynamo.eval_frame.OptimizedModule)
+    torch._dynamo.utils.counters.clear()
+    network.eval()
+    found = compiled(images())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(found, network(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler \(g\+\+\)"):
+        wrap_backbone(small(), compiled=True)
