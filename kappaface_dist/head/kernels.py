@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from kappaface_dist.head.row_update import SGDRows
+from kappaface_dist.head.second_pass import TargetTerms
 
 # A tile of 32 x 128 logits is 16 KB of registers over 4 warps: 32 values a thread.
 BLOCK_G, BLOCK_R = 32, 128
@@ -103,11 +104,16 @@ def _update_rows(
     weight_ptr,
     h_ptr,
     momentum_ptr,
+    target_row_ptr,
+    target_term_ptr,
     skip_ptr,
+    first,
+    num_targets,
     num_rows,
     lr,
     momentum,
     weight_decay,
+    SEARCH_STEPS: tl.constexpr,
     SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
     SKIPPABLE: tl.constexpr,
@@ -128,6 +134,22 @@ def _update_rows(
     h = tl.load(h_ptr + place, mask=inside, other=0.0)
     kept = tl.load(momentum_ptr + place, mask=inside, other=0.0).to(tl.float32)
     squared_norm = tl.maximum(tl.sum(weight * weight, axis=1), 1e-24)
+    # Where in the sorted targets each row is, or would be.
+    low = tl.zeros_like(row)
+    high = low + num_targets
+    for _ in range(SEARCH_STEPS):
+        middle = (low + high) // 2
+        below = tl.load(target_row_ptr + middle, mask=middle < num_targets, other=0) < row + first
+        searching = low < high
+        low = tl.where(searching & below, middle + 1, low)
+        high = tl.where(searching & (below == 0), middle, high)
+    found = tl.load(target_row_ptr + low, mask=low < num_targets, other=-1) == row + first
+    term = tl.load(
+        target_term_ptr + low.to(tl.int64)[:, None] * SIZE + column[None, :],
+        mask=inside & found[:, None],
+        other=0.0,
+    )
+    h += term / tl.sqrt(squared_norm)[:, None]
     radial = tl.sum(weight * h, axis=1) / squared_norm
     gradient = h - weight * radial[:, None] + weight * weight_decay
     kept = kept * momentum + gradient
@@ -147,18 +169,20 @@ def update_rows(
     chunk_RD: torch.Tensor,
     h_RD: torch.Tensor,
     momentum_RD: torch.Tensor,
-    *,
+    targets: TargetTerms,
+    first: int,
     split: bool,
+    optimizer: SGDRows,
     lr: float,
     skip: torch.Tensor | None,
-    optimizer: SGDRows,
 ) -> None:
-    """Projection, momentum, weight decay and update of a chunk of rows, in place.
+    """Targets' terms, projection, momentum, weight decay, update of a chunk of rows, in place.
 
     Args:
         chunk_RD: the centres as they lie, fp32 by type.
         h_RD: as `raw_gradients` hands it out.
         momentum_RD: fp32 or bf16.
+        targets: of all rows; first is the number of this chunk's first.
         split: whether chunk_RD is split into halves.
         skip: 0-dimensional bool; where true, nothing changes.
     """
@@ -169,11 +193,16 @@ def update_rows(
         chunk_RD.view(torch.int16) if split else chunk_RD,
         h_RD,
         momentum_RD,
+        targets.row_X,
+        targets.term_XD,
         h_RD if skip is None else skip.reshape(1).to(torch.int32),
+        first,
+        len(targets.row_X),
         num_rows,
         lr,
         optimizer.momentum,
         optimizer.weight_decay,
+        SEARCH_STEPS=len(targets.row_X).bit_length(),
         SIZE=size,
         SPLIT=split,
         SKIPPABLE=skip is not None,

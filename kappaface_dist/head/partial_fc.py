@@ -13,10 +13,10 @@ from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedd
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin
-from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_chunks
+from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_centres
 from kappaface_dist.head.rows import Centres
 from kappaface_dist.head.sampling import choose_rows
-from kappaface_dist.head.second_pass import MicroBatch, raw_gradients, share_rows, whole_gradient
+from kappaface_dist.head.second_pass import MicroBatch, share_rows, whole_gradient
 from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
 from kappaface_dist.head.streaming_softmax import LogitCache, Softmax
 
@@ -186,10 +186,7 @@ class PartialFC(torch.nn.Module):
         for batch in batches:
             batch.factor = batch.factor / loss_scale
         self._centres.arrange()
-        gradients = raw_gradients(batches, self.softmax)
-        kernels = self.softmax.kernels(self._centres.device)
-        rows = batches[0].rows
-        update_chunks(gradients, rows, self.row_state, self.optimizer, lr, skip, kernels)
+        update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
         self._pending.clear()
         self.num_steps += 1
         self.class_margins.end_step(self.num_steps)

@@ -5,15 +5,14 @@ momentum nor weight decay acts on them. A class's history is thus that of the st
 Shapes: R rows of one chunk, D embedding size.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Protocol
 
 import torch
 
-from kappaface_dist.head.rows import Rows, split_rows
-from kappaface_dist.head.second_pass import project
+from kappaface_dist.head.rows import split_rows
+from kappaface_dist.head.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
+from kappaface_dist.head.streaming_softmax import Softmax
 
 RowState = dict[str, torch.Tensor]
 
@@ -89,37 +88,34 @@ class AdamWRows:
         weight_RD.sub_(mean_RD / root_RD * (lr / (1.0 - self.beta1**steps_R1)))
 
 
-def update_chunks(
-    gradients: Iterable[tuple[int, int, torch.Tensor, torch.Tensor]],
-    rows: Rows,
+def update_centres(
+    batches: list[MicroBatch],
+    softmax: Softmax,
     row_state: RowState,
     optimizer: RowOptimizer,
     lr: float,
     skip: torch.Tensor | None,
-    kernels: ModuleType | None,
 ) -> None:
-    """Projection, optimizer and update of every chunk that the second pass hands out.
+    """The second pass with the update of each chunk's rows.
 
     Args:
-        gradients: from `raw_gradients`.
-        rows: the rows that it goes over.
+        batches: of one step, over the same rows (`share_rows`).
         row_state: the optimizer's state of the whole shard.
         skip: 0-dimensional bool; where true, nothing changes. The device decides, nobody waits.
-        kernels: `kernels.py` where it can run; it knows SGD with momentum.
     """
-    if not isinstance(optimizer, SGDRows) or not optimizer.momentum:
-        kernels = None
-    for first, last, chunk_RD, h_RD in gradients:
-        if kernels is not None:
+    rows, targets = batches[0].rows, TargetTerms(batches)
+    kernels = softmax.kernels(rows.weight_KD.device)
+    for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
+        if kernels is not None and isinstance(optimizer, SGDRows) and optimizer.momentum:
             momentum_RD = rows.select(row_state["momentum"], first, last)
             kernels.update_rows(
-                chunk_RD, h_RD, momentum_RD, split=rows.split, lr=lr, skip=skip, optimizer=optimizer
+                chunk_RD, h_RD, momentum_RD, targets, first, rows.split, optimizer, lr, skip
             )
             rows.put_back(rows.weight_KD, first, last, chunk_RD)
             rows.put_back(row_state["momentum"], first, last, momentum_RD)
             continue
         weight_RD = rows.centres(chunk_RD)
-        gradient_RD = project(weight_RD, h_RD)
+        gradient_RD = gradient(weight_RD, h_RD, targets, first)
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}
         tensors = {"weight": weight_RD, **state}
         before = {name: t.clone() for name, t in tensors.items()} if skip is not None else {}

@@ -72,30 +72,39 @@ def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
 
 
 class TargetTerms:
-    """Σ over a class's images of (factor / G) (p_i − 1) (dT_i/dt_i) e_i, for the classes here."""
+    """a_j = Σ over the images of class j of (factor / G) (p_i − 1) (dT_i/dt_i) e_i.
 
-    def __init__(self, batch: MicroBatch):
-        num_images = len(batch.column_G)
-        sorted_G, order_G = batch.column_G.sort(stable=True)
-        new_G = torch.ones_like(sorted_G)
-        new_G[1:] = sorted_G[1:] != sorted_G[:-1]
-        place_G = new_G.cumsum(0) - 1
-        # Rising: −1 if there are classes of other ranks, each class once, then beyond the end.
-        self.row_G = torch.full_like(sorted_G, len(batch.rows)).scatter_(0, place_G, sorted_G)
-        weight_G1 = (batch.target_slope_G * (batch.factor / num_images))[:, None]
-        term_GD = (batch.embedding_GD * weight_G1).index_select(0, order_G)
-        self.term_GD = torch.zeros_like(term_GD).index_add_(0, place_G, term_GD)
+    Attributes:
+        row_X: the rows of the batches' classes, rising, each once; −1 in front where there are
+            classes of other ranks, a number beyond the last row behind.
+        term_XD: a_j of these rows, the places behind zero.
+    """
 
-    def add_to(self, h_XD: torch.Tensor, first: int, inverse_R: torch.Tensor) -> None:
-        """Add this chunk's terms to h, which has a row more than the chunk, for those of others."""
-        row_G, term_GD, num_rows = self.row_G, self.term_GD, len(inverse_R)
-        if row_G.device.type == "cpu":  # on a GPU the number of images would have to be waited for
-            ends = torch.searchsorted(row_G, torch.tensor([first, first + num_rows])).tolist()
-            row_G, term_GD = row_G[slice(*ends)], term_GD[slice(*ends)]
-        inside_G = (row_G >= first) & (row_G < first + num_rows)
-        place_G = torch.where(inside_G, row_G - first, num_rows)
-        inverse_G1 = inverse_R.index_select(0, place_G.clamp_max(num_rows - 1))[:, None]
-        h_XD.index_add_(0, place_G, term_GD * inverse_G1)
+    def __init__(self, batches: list[MicroBatch]):
+        column_X, order_X = torch.cat([batch.column_G for batch in batches]).sort(stable=True)
+        new_X = torch.ones_like(column_X)
+        new_X[1:] = column_X[1:] != column_X[:-1]
+        place_X = new_X.cumsum(0) - 1
+        beyond_X = torch.full_like(column_X, len(batches[0].rows))
+        self.row_X = beyond_X.scatter_(0, place_X, column_X)
+        terms = []
+        for batch in batches:
+            weight_G = batch.target_slope_G * (batch.factor / len(batch.column_G))
+            terms.append(batch.embedding_GD * weight_G[:, None])
+        term_XD = torch.cat(terms).index_select(0, order_X)
+        self.term_XD = torch.zeros_like(term_XD).index_add_(0, place_X, term_XD)
+
+    def add_to(self, h_RD: torch.Tensor, first: int, inverse_R: torch.Tensor) -> None:
+        """h_j += a_j / ‖w_j‖ for a chunk of rows."""
+        row_X, term_XD, num_rows = self.row_X, self.term_XD, len(inverse_R)
+        if row_X.device.type == "cpu":  # on a GPU the number of images would have to be waited for
+            ends = torch.searchsorted(row_X, torch.tensor([first, first + num_rows])).tolist()
+            row_X, term_XD = row_X[slice(*ends)], term_XD[slice(*ends)]
+        inside_X = (row_X >= first) & (row_X < first + num_rows)
+        # Rows of other chunks add zero to the first row.
+        place_X = torch.where(inside_X, row_X - first, 0)
+        inverse_X = torch.where(inside_X, inverse_R.index_select(0, place_X), 0.0)
+        h_RD.index_add_(0, place_X, term_XD * inverse_X[:, None])
 
 
 def raw_gradients(
@@ -103,6 +112,7 @@ def raw_gradients(
 ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
     """Second pass: (first, last, centres as they lie [R, D], h [R, D]) for each chunk of rows.
 
+    This is h without the targets' terms, which `gradient` or the kernel adds.
     The micro-batches share their rows (`share_rows`). A chunk's centres and h may be changed before
     the next chunk is asked for; h lies in a buffer that the next chunk takes.
     """
@@ -111,18 +121,17 @@ def raw_gradients(
         log_D_G = batch.log_denominator_G.clamp_min(SMALLEST_LOG_DENOMINATOR)
         weight_G = (-log_D_G).exp() * (batch.factor * softmax.scale / len(log_D_G))
         weighted.append(batch.embedding_GD * weight_G[:, None])
-    targets = [TargetTerms(batch) for batch in batches]
     chunks = Chunks(batches[0].embedding_GD, batches[0].rows, softmax)
-    buffer_XD = weighted[0].new_empty(chunks.size + 1, weighted[0].shape[1])
-    for first, last, chunk_RD, operand_RD, inverse_R in chunks:
-        h_RD = buffer_XD[: last - first]
+    buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
+    for first, last, chunk_RD in chunks:
+        h_RD = buffer_RD[: last - first]
         for number, (batch, weighted_GD) in enumerate(zip(batches, weighted, strict=True)):
             share_GR = None if batch.cache is None else batch.cache.get(first)
             if share_GR is None:
+                operand_RD = batch.rows.operand(chunk_RD, softmax.dtype)
                 share_GR, _ = chunks.shares(
                     batch.embedding_GD,
                     operand_RD,
-                    inverse_R,
                     batch.column_G,
                     first,
                     negatives=batch.negatives,
@@ -130,14 +139,15 @@ def raw_gradients(
             if batch.absent_S is not None:
                 share_GR.masked_fill_(batch.absent_S[first:last], 0.0)
             multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=number > 0)
-        for terms in targets:
-            terms.add_to(buffer_XD[: last - first + 1], first, inverse_R)
         yield first, last, chunk_RD, h_RD
 
 
-def project(weight_RD: torch.Tensor, h_RD: torch.Tensor) -> torch.Tensor:
-    """h − ŵ (ŵ·h), in place: the gradient with respect to raw centres."""
+def gradient(
+    weight_RD: torch.Tensor, h_RD: torch.Tensor, targets: TargetTerms, first: int
+) -> torch.Tensor:
+    """d objective / d w of a chunk, in h's place: the targets' terms, then h − ŵ (ŵ·h)."""
     inverse_R = inverse_norms(weight_RD, weight_RD.dtype)
+    targets.add_to(h_RD, first, inverse_R)
     radial_R = torch.linalg.vecdot(h_RD, weight_RD).mul_(inverse_R.square_())
     return h_RD.addcmul_(weight_RD, radial_R[:, None], value=-1.0)
 
@@ -145,8 +155,8 @@ def project(weight_RD: torch.Tensor, h_RD: torch.Tensor) -> torch.Tensor:
 def whole_gradient(batches: list[MicroBatch], softmax: Softmax) -> torch.Tensor:
     """d objective / d w [K, D] of the whole shard; zero for rows that are not in use."""
     rows = batches[0].rows
-    gradient_KD = torch.zeros_like(rows.weight_KD)
+    gradient_KD, targets = torch.zeros_like(rows.weight_KD), TargetTerms(batches)
     for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
         place = slice(first, last) if rows.index_S is None else rows.index_S[first:last]
-        gradient_KD[place] = project(rows.centres(chunk_RD), h_RD)
+        gradient_KD[place] = gradient(rows.centres(chunk_RD), h_RD, targets, first)
     return gradient_KD

@@ -5,7 +5,7 @@ With unit embeddings e_i (i = 1..G), centres ŵ_j = w_j / ‖w_j‖, scale s and
     loss = (1/G) Σ_i [ log( exp(T_i) + Z_i ) − T_i ],     Z_i = Σ_{j≠y_i} exp(s e_i·ŵ_j)
     d loss/d e_i = (1/G) [ s U_i / D_i + (p_i − 1) (dT_i/dt_i) ŵ_{y_i} ]
     d loss/d w_j = h_j − ŵ_j (ŵ_j·h_j),
-    h_j = (1/G) Σ_i [ s Q_ij / D_i + [j = y_i] (p_i − 1) (dT_i/dt_i) / ‖w_j‖ ] e_i
+    h_j = (1/G) [ Σ_i (s Q_ij / D_i) e_i + (1/‖w_j‖) Σ_{i: y_i = j} (p_i − 1) (dT_i/dt_i) e_i ]
 
 with Q_ij = exp(s e_i·ŵ_j) / ‖w_j‖ for j ≠ y_i and 0 for j = y_i, U_i = Σ_j Q_ij w_j,
 D_i = exp(T_i) + Z_i and p_i = exp(T_i) / D_i. `negative_sums` is the first pass (Z and U),
@@ -38,9 +38,10 @@ LARGEST_EXPONENT = 64.0
 LARGEST_SCALE = 128.0
 # exp2 is the cheaper function, on CPU and GPU.
 LOG2_E = 1.0 / math.log(2.0)
-# One chunk of logits takes about this many bytes, so that it stays in a core's (a GPU's) cache.
+# One chunk of logits takes about this many bytes, so that it stays in a core's cache; on a GPU
+# it is also large enough for the work on a chunk to outlast its launches.
 CPU_CHUNK_BYTES = 2 << 20
-GPU_CHUNK_BYTES = 32 << 20
+GPU_CHUNK_BYTES = 64 << 20
 
 
 class Negatives(Protocol):
@@ -184,24 +185,22 @@ class Chunks:
         if self.kernels is not None:
             self._share = torch.empty_like(self._product, dtype=torch.bfloat16)
 
-    def __iter__(self) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(first, last, centres as they lie [R, D], operand [R, D], 1/‖operand‖ [R])."""
+    def __iter__(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(first, last, centres as they lie [R, D])."""
         for first, last in self.rows.chunks(self.size):
-            chunk_RD = self.rows.select(self.rows.weight_KD, first, last)
-            operand_RD = self.rows.operand(chunk_RD, self.softmax.dtype)
-            yield first, last, chunk_RD, operand_RD, inverse_norms(operand_RD, self._product.dtype)
+            yield first, last, self.rows.select(self.rows.weight_KD, first, last)
 
     def shares(
         self,
         embedding_GD: torch.Tensor,
         operand_RD: torch.Tensor,
-        inverse_R: torch.Tensor,
         column_G: torch.Tensor,
         first: int,
         keep: torch.Tensor | None = None,
         negatives: Negatives | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(Q [G, R], its part of Z [G]); Q goes to keep, too, if that is given."""
+        inverse_R = inverse_norms(operand_RD, self._product.dtype)
         softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
         product_GR = self._product[: shape[0] * shape[1]].view(shape)
         multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
@@ -244,10 +243,11 @@ def negative_sums(
     sum_G = embedding_GD.new_zeros(len(embedding_GD))
     sum_GD = torch.zeros_like(embedding_GD)
     chunks = Chunks(embedding_GD, rows, softmax)
-    for first, last, _, operand_RD, inverse_R in chunks:
+    for first, last, chunk_RD in chunks:
+        operand_RD = rows.operand(chunk_RD, softmax.dtype)
         keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)
         share_GR, part_G = chunks.shares(
-            embedding_GD, operand_RD, inverse_R, column_G, first, keep_GR, negatives
+            embedding_GD, operand_RD, column_G, first, keep_GR, negatives
         )
         sum_G += part_G
         multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
