@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaface_dist.head import ArcFace, KappaFace, PartialFC, SGDRows
 from kappaface_dist.head.rows import Rows
+from kappaface_dist.head.second_pass import MicroBatch, whole_gradient
 from kappaface_dist.head.streaming_softmax import Softmax, negative_sums
 from tests.dense_head import dense_loss
 
@@ -25,6 +26,10 @@ def close_to(head, label_G, generator, spread):
     """Embeddings near their class centres, as after convergence."""
     centre_GD = F.normalize(head.weight_KD[label_G])
     return centre_GD + spread * torch.randn(G, D, generator=generator) / math.sqrt(D)
+
+
+def relative(ours, expected):
+    return ((ours - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,23 @@ def test_ten_million_classes_at_the_largest_logit_do_not_overflow():
     assert mass.isfinite().all()
     assert abs(mass.log().item() - expected) < 1e-4
     assert (sum_GD * repeats).isfinite().all()
+
+
+def test_ten_million_classes_at_the_largest_logit_do_not_cost_the_centres_their_gradient():
+    """The second pass with a denominator of 1e7 e^64, at centres close to the embedding."""
+    generator = torch.Generator().manual_seed(0)
+    embedding_GD = F.normalize(torch.randn(1, D, generator=generator))
+    weight_KD = 0.2 * (embedding_GD + 0.02 * torch.randn(200, D, generator=generator))
+    log_D = math.log(1e7) + 64.0
+    column_G, one = torch.tensor([-1]), torch.ones(())
+    batch = MicroBatch(
+        embedding_GD, column_G, torch.tensor([log_D]), torch.zeros(1), one, Rows(weight_KD)
+    )
+    ours = whole_gradient([batch], Softmax(64.0, torch.float32))
+    centre_KD = weight_KD.double().requires_grad_()
+    logit_GK = 64.0 * embedding_GD.double() @ F.normalize(centre_KD).T
+    (logit_GK - log_D).exp().sum().backward()
+    assert relative(ours, centre_KD.grad) < 2e-4
 
 
 @pytest.mark.parametrize("scale", [1.0, 64.0, 128.0])
@@ -185,10 +207,6 @@ def one_step(embedding_GD, label_G, parts=1, **settings):
     gradient_KD = head.weight_gradient()
     head.step(0.1)
     return sum(losses), ours_GD.grad, gradient_KD, head.weight_KD
-
-
-def relative(ours, expected):
-    return ((ours - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -1,0 +1,52 @@
+"""tools/benchmark_head.py measures what it says, in one process and in two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES, BATCH, SIZE = 60_000, 128, 32
+
+
+def run_benchmark(target, *options):
+    command = [sys.executable, "tools/benchmark_head.py", "--json", str(target), *options]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done, json.loads(target.read_text()) if target.exists() else None
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_both_sides_are_measured(tmp_path, ranks):
+    sizes = ("--classes", f"{CLASSES}", "--batch", f"{BATCH}", "--embedding", f"{SIZE}")
+    options = ("--ranks", str(ranks), "--repeats", "2", "--sample-rate", "0.1")
+    done, report = run_benchmark(tmp_path / "report.json", *sizes, *options)
+    assert done.returncode == 0, done.stderr
+    logit_bytes = 4 * CLASSES * BATCH / ranks
+    streaming, dense = report["streaming"], report["dense"]
+    assert report["ranks"] == ranks
+    # The dense head holds two matrices of logits at least, ours none.
+    assert dense["extra_bytes"] > 2 * logit_bytes
+    assert report["streaming_full"]["extra_bytes"] < logit_bytes
+    assert 0 < streaming["processor_seconds"] < report["streaming_full"]["processor_seconds"]
+    for side in (streaming, dense):
+        assert side["state_bytes_per_parameter"] == 8
+        assert side["ps_per_logit"] == pytest.approx(side["seconds"] * 4e12 / logit_bytes)
+    assert report["time_ratio"] == streaming["seconds"] / dense["seconds"]
+    assert report["memory_ratio"] == streaming["extra_bytes"] / dense["extra_bytes"]
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path):
+    done, _ = run_benchmark(tmp_path / "report.json", "--batch", "33", "--ranks", "2")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: --batch is 33 for 2 ranks")
