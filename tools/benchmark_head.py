@@ -24,13 +24,13 @@ from kappaface_dist import commands, parallel
 from kappaface_dist.head import ArcFace, PartialFC, SGDRows
 from kappaface_dist.head.benchmark import (
     Batch,
-    DenseSide,
     Side,
     StreamingSide,
     is_rank0,
     local_classes,
     measure,
 )
+from kappaface_dist.head.dense import DenseSide
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}

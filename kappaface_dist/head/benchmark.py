@@ -1,4 +1,4 @@
-"""Time and memory of PartialFC beside a dense head, measured in one run.
+"""Time and memory of PartialFC beside other heads, measured in one run.
 
 Shapes: B images on this rank, G images on all ranks, D embedding size, C all classes, K classes of
 this shard.
@@ -15,15 +15,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch.distributed.nn.functional import all_gather, all_reduce
 
 from kappaface_dist import parallel
-from kappaface_dist.head.margins import ArcFace
+from kappaface_dist.head.dense import LR
 from kappaface_dist.head.partial_fc import PartialFC
-from kappaface_dist.head.shard import initial_centres, shard_classes
-
-LR = 0.1
 
 
 class Side(Protocol):
@@ -48,59 +43,6 @@ class StreamingSide:
 
     def state(self) -> list[torch.Tensor]:
         return [self.head.weight_KD, *self.head.row_state.values()]
-
-
-class DenseSide(torch.nn.Module):
-    """ArcFace as it is commonly written: all logits at once, autograd, torch.optim.SGD.
-
-    The class matrix is sharded over the ranks where there are several, with the softmax's maximum
-    and sum reduced over them. In bf16 the matrix products run under autocast.
-    """
-
-    def __init__(
-        self, num_classes: int, embedding_size: int, dtype: torch.dtype, device: torch.device
-    ):
-        super().__init__()
-        self.margin = ArcFace()
-        self.dtype = dtype
-        self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
-        weight_KD = initial_centres(self.classes, embedding_size, 0, torch.float32, device)
-        self.weight_KD = torch.nn.Parameter(weight_KD)
-        self.optimizer = torch.optim.SGD(
-            self.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4, foreach=False
-        )
-
-    def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        embedding_GD, label_G = F.normalize(embedding_BD), label_B
-        if parallel.world_size() > 1:
-            embedding_GD = torch.cat(all_gather(embedding_GD))
-            label_G = parallel.all_gather_rows(label_B)
-        reduced = self.dtype == torch.bfloat16
-        with torch.autocast(embedding_BD.device.type, self.dtype, enabled=reduced):
-            cosine_GK = F.linear(embedding_GD, F.normalize(self.weight_KD))
-        cosine_GK = cosine_GK.float()
-        image = torch.where((label_G >= self.classes.start) & (label_G < self.classes.stop))[0]
-        column = label_G[image] - self.classes.start
-        theta = torch.acos(cosine_GK[image, column].clamp(-1 + 1e-7, 1 - 1e-7))
-        logit_GK = cosine_GK.index_put((image, column), torch.cos(theta + self.margin.margin))
-        logit_GK = logit_GK * self.margin.scale
-        if parallel.world_size() == 1:
-            return F.cross_entropy(logit_GK, label_G)
-        largest_G = parallel.all_reduce_max(logit_GK.detach().amax(dim=1))
-        sum_G = all_reduce((logit_GK - largest_G[:, None]).exp().sum(dim=1))
-        target_G = torch.zeros_like(sum_G).index_put((image,), logit_GK[image, column])
-        return (sum_G.log() + largest_G - all_reduce(target_G)).mean()
-
-    def train_step(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        loss = self(embedding_BD, label_B)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def state(self) -> list[torch.Tensor]:
-        momentum = self.optimizer.state[self.weight_KD]["momentum_buffer"]
-        return [self.weight_KD.detach(), momentum]
 
 
 class Batch:

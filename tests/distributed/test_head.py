@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from kappaface_dist import parallel
 from kappaface_dist.head import AdamWRows, ArcFace, CosFace, KappaFace, PartialFC, SGDRows
+from kappaface_dist.head.dense import DenseSide
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from tests.dense_head import dense_loss, torch_optimizer
 from tests.processes import run_on_ranks
@@ -174,6 +175,32 @@ def test_all_labels_in_one_shard():
     np.testing.assert_allclose(
         np.concatenate([own for *_, own in results]), start_CD.grad.numpy(), **EXACT
     )
+
+
+def both_sides():
+    """(loss, gradient of embeddings, of centres) of PartialFC and of the benchmark's dense head."""
+    embedding_GD, label_G = global_batch(0)
+    results = []
+    for head in (
+        PartialFC(NUM_CLASSES, SIZE, ArcFace()),
+        DenseSide(NUM_CLASSES, SIZE, torch.float32, torch.device("cpu")),
+    ):
+        embedding_BD = own_images(embedding_GD).float().requires_grad_()
+        loss = head(embedding_BD, own_images(label_G))
+        loss.backward()
+        dense = isinstance(head, DenseSide)
+        # DDP's convention, which the dense head leaves to DDP.
+        factor = 1 if dense else 1 / parallel.world_size()
+        weight_gradient = head.weight_KD.grad if dense else head.weight_gradient()
+        results.append((loss.item(), (embedding_BD.grad * factor).numpy(), weight_gradient.numpy()))
+    return results
+
+
+@pytest.mark.parametrize("num_ranks", [0, 2, 3])
+def test_the_dense_head_of_the_benchmark_computes_the_same(num_ranks):
+    for ours, dense in run_on_ranks(num_ranks, both_sides):
+        for own, expected in zip(ours, dense, strict=True):
+            np.testing.assert_allclose(own, expected, rtol=2e-3, atol=2e-5)
 
 
 def count_collectives():
