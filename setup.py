@@ -12,7 +12,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.18"],
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
     "triton": ["triton>=3.2; platform_system=='Linux'"],
-    "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+    "export": ["onnx>=1.18", "onnxruntime>=1.23", "onnxscript>=0.5"],
 }
 
 setup(
@@ -43,6 +43,8 @@ setup(
             *EXTRAS["triton"],
             *EXTRAS["dali"],
             *EXTRAS["parquet"],
+            *EXTRAS["export"],
+            "faiss-cpu>=1.8",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "scikit-learn>=1.4",

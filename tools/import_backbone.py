@@ -1,0 +1,43 @@
+"""Take over a published InsightFace backbone (.pth), or one of arcface_torch's checkpoints.
+
+    python tools/import_backbone.py backbone.pth r50.safetensors
+
+The result starts a training (backbone.init=r50.safetensors) or goes to evaluate.py and export.py.
+Which backbone it is follows from its tensors. Nothing in the file is run.
+"""
+
+import argparse
+
+from kappaface_dist.backbones import BACKBONES
+from kappaface_dist.backbones.export import save_backbone
+from kappaface_dist.backbones.insightface import import_backbone
+from kappaface_dist.commands import run, write_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", help="backbone.pth, or checkpoint_gpu_0.pt")
+    parser.add_argument("out", metavar="OUT.safetensors")
+    parser.add_argument("--name", choices=BACKBONES, help="default: found by the tensors")
+    parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
+    parser.add_argument(
+        "--partial", action="store_true", help="write even if tensors are not matched"
+    )
+    parser.add_argument("--json", metavar="PATH|-", help="write the report as JSON")
+    args = parser.parse_args()
+    model, settings, report = import_backbone(args.file, args.name, args.image_size)
+    if args.json != "-":
+        print("\n".join([f"{args.file} is a {settings.name}", *report.lines()]))
+    write_json(args.json, {**vars(settings), **vars(report), "complete": report.complete})
+    if not report.complete and not args.partial:
+        raise ValueError(
+            f"{args.file} does not match {settings.name} completely, nothing is written: see above,"
+            " or write what there is with --partial"
+        )
+    save_backbone(args.out, model, **vars(settings))
+
+
+if __name__ == "__main__":
+    run(main)
