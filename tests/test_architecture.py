@@ -15,7 +15,7 @@ LAYERS = [
     {"run_state"},
     {"loss_guard", "saver", "train_step"},
     {"report"},
-    {"model_card", "embedder"},
+    {"model_card", "embedder", "embedding_files"},
     {"build", "saved_model"},
     {"checkpoint", "evaluation", "metrics"},
     {"checkpoint_folder"},

@@ -37,7 +37,7 @@ def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:
             )
         base = Path(root) if root is not None else place.parent
         return FaceList([base / path for path in content["path"]], [str(name) for name in names])
-    paths = _images_below(place)
+    paths = images_below(place)
     return FaceList(paths, [path.parent.name for path in paths])
 
 
@@ -48,7 +48,7 @@ def read_distractors(place: str | Path, root: str | Path | None = None) -> FaceL
         base = Path(root) if root is not None else place.parent
         paths = [base / path for path in _read_list(place)["path"]]
     else:
-        paths = _images_below(place)
+        paths = images_below(place)
     return FaceList(paths, [None] * len(paths))
 
 
@@ -65,7 +65,8 @@ def _read_list(place: Path) -> dict[str, list[str]]:
     return content
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """All image files in a folder and below, sorted; ValueError if there is none."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}, expected one with images in it")
     found = [

@@ -1,0 +1,94 @@
+"""Embed a dataset: a record, a folder with a folder per identity, or any folder of images.
+
+    python tools/embed.py MODEL data/faces/train.rec OUT
+    torchrun --nproc_per_node=8 tools/embed.py MODEL photos OUT --format parquet
+
+Writes OUT/embeddings.npy (float32, a row of unit length per image) and OUT/images.jsonl (where each
+row's image lies, and its label), or OUT/embeddings.parquet with all of it. The processes share the
+images. A job that was stopped goes on where it was: finished parts stay in OUT/parts, and are made
+again only where weights or images changed. Unreadable images are rows of NaN, and are listed.
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kappaface_dist import parallel
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.data.images import decode_image
+from kappaface_dist.embedding_files import open_images, write_npy, write_parquet
+from kappaface_dist.evaluation.embedding_store import ImageList, embed_to_folder
+from kappaface_dist.saved_model import open_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser.add_argument("images", metavar="IMAGES", help="a .rec file, or a folder")
+    parser.add_argument("out", metavar="OUT", help="folder for the result")
+    parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="add the mirror image's embedding, as the evaluation does",
+    )
+    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    device = parallel.start()
+    model = parallel.agree(lambda: open_model(args.model))
+    model.network.to(device)
+    size = model.settings.image_size
+    dataset = parallel.rank0_first(lambda: open_images(args.images))
+    images = ImageList(
+        count=dataset.count,
+        read=dataset.read,
+        decode=lambda number, payload: decode_image(payload, size),
+        where=dataset.where,
+    )
+    silent = True if parallel.rank() else None
+    with tqdm(desc="images of this process", unit=" images", disable=silent) as bar:
+        stored = embed_to_folder(
+            model.network,
+            images,
+            Path(args.out) / "parts",
+            settings={"weights": model.digest, "image_size": str(size)},
+            batch_size=args.batch_size,
+            device=device,
+            flip=args.flip,
+            keep_unreadable=True,
+            progress=bar.update,
+        )
+
+    def publish() -> None:
+        write = write_npy if args.format == "npy" else write_parquet
+        written = write(Path(args.out), stored, dataset)
+        report = {
+            "images": stored.count,
+            "reused": stored.num_reused,
+            "unreadable": [{"image": where, "reason": why} for where, why in stored.unreadable],
+            "embedding_size": model.settings.embedding_size,
+            "weights_sha256": model.digest,
+            "files": [str(path) for path in written],
+        }
+        if args.json != "-":
+            print(
+                f"{written[0]}: {stored.count} images, {stored.num_reused} of them done before,"
+                f" {len(stored.unreadable)} unreadable"
+            )
+            for where, why in stored.unreadable:
+                print(f"unreadable: {where}: {why}")
+        write_json(args.json, report)
+
+    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.stop()
+
+
+if __name__ == "__main__":
+    run(main)
