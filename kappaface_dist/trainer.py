@@ -196,6 +196,8 @@ class Trainer:
         if reporter is not None:
             left = self.total_images - self.state.position
             reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))
+            if text := self.job.loader.advise(waited):
+                logger.warning(text)
         return Meter()
 
     def _watch_loss(self, loss: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kappaface_dist import parallel
+from kappaface_dist.data.advice import Reading, advice
 from kappaface_dist.data.augment import check_preset, draw_changes
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import CpuDecoder, HostBatch, Request
@@ -50,6 +51,7 @@ class Loader:
         augment: str,
         shuffle: Shuffle,
         device: torch.device,
+        reading: Reading,
     ):
         self.num_read = 0
         self.num_corrupt = 0
@@ -63,6 +65,9 @@ class Loader:
         # Weak: a caller who drops the iterator ends it, and its threads with it.
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._decoder = decoder
+        self._reading = reading
+        self._num_asked = 0
+        self._advised = False
 
     def batches(self, position: int, num_steps: int) -> Iterator[Batch]:
         """The batches of num_steps steps, the first of which begins at position of the stream.
@@ -82,6 +87,18 @@ class Loader:
         running = self._running() if self._running else None
         if running is not None:
             running.close()
+
+    def advise(self, waited: float) -> str | None:
+        """What to change, if training waited for data for this share of the time.
+
+        Said once: not after the first stretch, which has the start in it, but after another.
+        """
+        self._num_asked += 1
+        if self._advised or self._num_asked == 1:
+            return None
+        text = advice(waited, self._reading)
+        self._advised = text is not None
+        return text
 
     def _run(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
         decoded = self._decoder.batches(self._requests(position, num_steps), BATCHES_AHEAD)
@@ -174,6 +191,15 @@ def build_loader(
         augment=augment,
         shuffle=Shuffle(catalog.num_images, seed, block_shuffle),
         device=device,
+        reading=Reading(
+            loader=loader,
+            on_gpu=device.type == "cuda",
+            has_dali=dali_is_installed(),
+            num_threads=num_threads,
+            num_cores=threads_per_rank(),
+            augment=augment,
+            block_shuffle=block_shuffle,
+        ),
     )
 
 
