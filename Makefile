@@ -1,9 +1,11 @@
 # make train   run the main job on rendered faces (2 processes where there is no GPU)
 # make test    lint, types, architecture and every test
+# make test-mxnet   read our records with MXNet 1.9.1, in an environment of its own (part of test)
 # make check   lint, types, spelling and architecture only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+MXNET  := .venv-mxnet
 GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 NPROC  ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 FACES  ?= data/faces
@@ -12,14 +14,17 @@ ARGS   ?=
 # Ranks share the cores: one thread each, as torchrun would set it with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test check format clean
+.PHONY: train test test-mxnet check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
 	$(BIN)/torchrun --standalone --nproc_per_node=$(NPROC) launch/train.py $(CONFIG) $(ARGS)
 
-test: check
+test: check $(MXNET)/.tried
 	$(BIN)/python -m pytest tests
+
+test-mxnet: $(VENV)/.installed-dev $(MXNET)/.tried
+	$(BIN)/python -m pytest tests/integration/test_mxnet.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -46,5 +51,14 @@ $(VENV)/.installed-dev: setup.py constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+# MXNet is archived and wants an old numpy. Where it cannot be had its tests are skipped, and say so.
+$(MXNET)/.tried:
+	rm -rf $(MXNET) && mkdir $(MXNET)
+	$(PYTHON) -m venv $(MXNET) \
+	  && $(MXNET)/bin/python -m pip install --quiet mxnet==1.9.1 numpy==1.23.5 \
+	  && $(MXNET)/bin/python -c 'import mxnet' \
+	  || { echo "MXNet cannot be installed here: its tests are skipped"; rm -rf $(MXNET)/bin; }
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MXNET) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
