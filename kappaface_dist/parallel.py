@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from kappaface_dist.rendezvous import store_of_this_start
+
 T = TypeVar("T")
 
 
@@ -50,7 +52,14 @@ def start(timeout_minutes: float = 30.0) -> torch.device:
         device = torch.device("cpu")
         backend = "gloo"
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        timeout = timedelta(minutes=timeout_minutes)
+        dist.init_process_group(
+            backend,
+            timeout=timeout,
+            store=store_of_this_start(timeout),
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
     return device
 
 

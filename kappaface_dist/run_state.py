@@ -41,12 +41,14 @@ def checkpoint_root(job: Job) -> Path:
 def build_saver(job: Job) -> Saver:
     """The saver of the run's checkpoints; collective."""
     section = job.config.checkpoint
-    return Saver(
+    saver = Saver(
         checkpoint_root(job),
         keep=section.keep,
         best=section.best,
         asynchronous=section.asynchronous,
     )
+    saver.reserve(_replicated(job) | _sharded(job))
+    return saver
 
 
 def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float]) -> None:

@@ -78,6 +78,15 @@ class Saver:
             self.pause = time.perf_counter() - started
             self.finish()
 
+    def reserve(self, tensors: Tensors) -> None:
+        """Set memory aside for copies of these tensors, so that the first save is as quick."""
+        if self._asynchronous:
+            for name, tensor in tensors.items():
+                # Pinned memory takes a GPU's copy at full speed.
+                self._copies[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                ).zero_()
+
     def finish(self) -> None:
         """Wait for the save under way.
 
@@ -121,13 +130,8 @@ class Saver:
 
     def _copy(self, tensors: Tensors) -> Tensors:
         """The tensors in host memory, which is kept for the next time."""
+        self.reserve({name: t for name, t in tensors.items() if name not in self._copies})
         for name, tensor in tensors.items():
-            old = self._copies.get(name)
-            if old is None or old.shape != tensor.shape:
-                # Pinned memory takes a GPU's copy at full speed.
-                self._copies[name] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
-                )
             self._copies[name].copy_(tensor.detach(), non_blocking=True)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.synchronize()

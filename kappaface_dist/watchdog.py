@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from kappaface_dist import parallel
+from kappaface_dist.rendezvous import connect
 
 logger = logging.getLogger(__name__)
 EXIT_CODE = 70  # EX_SOFTWARE
@@ -56,11 +57,8 @@ class Watchdog:
         self._progress = (step, doing, time.monotonic())
 
     def _watch(self) -> None:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # A connection of its own: the group's may be blocked by the very thing that hangs.
-        store = dist.TCPStore(
-            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
-        )
+        store = connect(timedelta(seconds=5))
         while not self._ended.wait(min(self._timeout / 10, 5.0)):
             step, doing, since = self._progress
             idle = time.monotonic() - since

@@ -27,6 +27,7 @@ LAYERS = [
     {"data_parallel", "collectives"},
     {"signals", "watchdog"},
     {"parallel"},
+    {"rendezvous"},
     {"config_file", "commands"},
     {"config"},
 ]

@@ -1,0 +1,66 @@
+"""The job script on a real Slurm: preempted twice and requeued, it finishes, no step left out."""
+
+import json
+import re
+import sys
+import time
+
+import pytest
+
+from kappaface_dist.metrics import read_metrics
+from tests.commands import ROOT
+from tests.integration.slurm_cluster import Cluster, missing
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.timeout(600)
+def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_config, tmp_path):
+    folder, steps = tmp_path / "run", 1500
+    path = write_config(run={"steps": steps}, checkpoint={"every": None})
+    log = tmp_path / "job.log"
+
+    def last_step():
+        return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
+
+    def wait_for(condition, cluster, number, seconds=180):
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            text = log.read_text()[-3000:] if log.exists() else ""
+            assert time.monotonic() < deadline, f"{cluster.job(number)}\n{text}"
+            time.sleep(0.3)
+        return value
+
+    with Cluster(tmp_path / "slurm") as cluster:
+        cluster.environment |= {
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "NPROC_PER_NODE": "2",
+            "RUN_FOLDER": str(folder),
+        }
+        submitted = cluster.command(
+            "sbatch", f"--chdir={ROOT}", f"--output={log}", ROOT / "launch/slurm/train.sbatch", path
+        )
+        number = re.search(r"\d+", submitted)[0]
+
+        def restarts():
+            return int(cluster.job(number)["Restarts"])
+
+        # First by a job of a partition that comes first, then by the warning of the time limit.
+        wait_for(lambda: last_step() > 5, cluster, number)
+        cluster.command("sbatch", "--partition=high", "--output=/dev/null", "--wrap", "sleep 1")
+        wait_for(lambda: restarts() == 1, cluster, number)
+        first = json.loads((folder / "stopped.json").read_text())["step"]
+        wait_for(lambda: last_step() > first + 5, cluster, number)
+        cluster.command("scancel", "--batch", "--signal=USR1", number)
+        wait_for(lambda: restarts() == 2, cluster, number)
+        second = json.loads((folder / "stopped.json").read_text())["step"]
+        wait_for(lambda: cluster.job(number)["JobState"] == "COMPLETED", cluster, number)
+
+    assert 5 < first < second < steps
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["steps"], summary["images_seen"]) == (steps, steps * 24)
+    lines = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    assert lines == list(range(1, steps + 1))
+    assert log.read_text().count("requeueing") == 2
+    assert not (folder / "stopped.json").exists()
