@@ -20,8 +20,8 @@ from torch.profiler import record_function
 from kappaface_dist import parallel
 from kappaface_dist.backbones.layers import running_statistics_kept
 from kappaface_dist.build import DTYPES, Job
+from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.data.loader import Batch
-from kappaface_dist.head.shard import mix_seed
 
 Phase = Callable[[str], AbstractContextManager]
 PHASES = ("backbone_forward", "head_forward", "backward", "optimizer", "head_step")
@@ -49,7 +49,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    step = _Step(job, batches, mix_seed(job.config.run.seed, position), check, phase)
+    step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase)
     cached = job.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
     with phase("optimizer"):
@@ -111,7 +111,7 @@ class _Step:
 
     def _embed(self, number: int) -> torch.Tensor:
         """Embeddings of a micro-batch, with the same random choices every time."""
-        torch.manual_seed(mix_seed(self.seed, number, parallel.rank()))
+        torch.manual_seed(mix64(self.seed, number, parallel.rank()))
         precision = self.job.config.precision
         with (
             self.phase("backbone_forward"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kappaface_dist import parallel
+from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedding, wrong_label
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
@@ -17,7 +18,7 @@ from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, upda
 from kappaface_dist.head.rows import Centres
 from kappaface_dist.head.sampling import choose_rows
 from kappaface_dist.head.second_pass import MicroBatch, share_rows, whole_gradient
-from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
+from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.streaming_softmax import LogitCache, Softmax
 
 
@@ -139,7 +140,7 @@ class PartialFC(torch.nn.Module):
                 local_id_G,
                 owned_G,
                 self.sample_rate,
-                mix_seed(self.seed, self.num_draws, self.classes.start),
+                mix64(self.seed, self.num_draws, self.classes.start),
             )
             self.num_draws += 1
             used = sum(batch.cache.used_bytes for batch in self._pending if batch.cache is not None)
@@ -151,7 +152,7 @@ class PartialFC(torch.nn.Module):
                 owned_G,
                 class_margins=self.class_margins,
                 norm_G=norm_G,
-                seed=mix_seed(self.seed, self.num_steps, len(self._pending)),
+                seed=mix64(self.seed, self.num_steps, len(self._pending)),
                 softmax=self.softmax,
                 cache=LogitCache(self.logit_cache_bytes - used) if learning else None,
                 learning=learning,

@@ -7,8 +7,8 @@ import math
 
 import torch
 
+from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.head.rows import Centres, Rows
-from kappaface_dist.head.shard import mix_seed
 
 
 def sample_size(num_rows: int, sample_rate: float, num_images: int) -> int:
@@ -45,7 +45,7 @@ def sample_rows(
     edge = torch.arange(num_strata + 1, device=device) * num_rows // num_strata
     uniform = torch.rand(num_strata, generator=generator, device=device)
     width = edge[1:] - edge[:-1]
-    start = mix_seed(seed) % num_rows
+    start = mix64(seed) % num_rows
     drawn = start + edge[:-1] + (uniform * width).long().minimum(width - 1)
     drawn %= num_rows
 

@@ -7,6 +7,8 @@ Shapes: C all classes, K classes of this shard, D embedding size.
 
 import torch
 
+from kappaface_dist.data.counter_random import mix64
+
 # Centres are drawn in blocks of this many classes, each with a generator of its own.
 INIT_BLOCK = 1024
 INIT_STD = 0.01
@@ -18,16 +20,6 @@ def shard_classes(num_classes: int, rank: int, num_ranks: int) -> range:
     return range(min(rank * size, num_classes), min((rank + 1) * size, num_classes))
 
 
-def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, such that neighbours give unrelated streams."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9 % 2**64
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        state ^= state >> 31
-    return state >> 1
-
-
 def initial_centres(
     classes: range, embedding_size: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
@@ -35,7 +27,7 @@ def initial_centres(
     weight_KD = torch.empty(len(classes), embedding_size, dtype=dtype, device=device)
     first_block = classes.start // INIT_BLOCK
     for block in range(first_block, -(-classes.stop // INIT_BLOCK) if len(classes) else 0):
-        generator = torch.Generator().manual_seed(mix_seed(seed, block))
+        generator = torch.Generator().manual_seed(mix64(seed, block))
         block_start = block * INIT_BLOCK
         rows = torch.randn(INIT_BLOCK, embedding_size, generator=generator) * INIT_STD
         low, high = max(classes.start, block_start), min(classes.stop, block_start + INIT_BLOCK)

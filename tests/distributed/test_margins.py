@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
+from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.head import AdaFace, CurricularFace, KappaFace, MagFace, PartialFC, SGDRows
 from kappaface_dist.head.margins import Images
-from kappaface_dist.head.shard import initial_centres, mix_seed
+from kappaface_dist.head.shard import initial_centres
 from tests.dense_margins import MARGINS, margin_loss
 from tests.processes import run_on_ranks
 
@@ -77,7 +78,7 @@ def repeat_densely(margin, margin_C, kept):
         m_G = margin_C[label_G]
         if hasattr(margin, "draw"):
             target_G = F.cosine_similarity(embedding_GD, weight_CD[label_G]).detach()
-            m_G = margin.draw(Images(target_G, m_G, None, mix_seed(SEED, step, 0)))
+            m_G = margin.draw(Images(target_G, m_G, None, mix64(SEED, step, 0)))
         kept_C = torch.zeros(NUM_CLASSES, dtype=torch.bool)
         kept_C[[c for part in kept for c in part[step]]] = True
         loss, state = margin_loss(margin, embedding_GD, weight_CD, label_G, m_G, state, kept_C)

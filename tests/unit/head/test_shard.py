@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kappaface_dist.head.shard import initial_centres, mix_seed, shard_classes
+from kappaface_dist.head.shard import initial_centres, shard_classes
 
 CPU = torch.device("cpu")
 
@@ -31,9 +31,3 @@ def test_initial_centres_differ_between_classes_and_seeds():
     assert len(first.unique(dim=0)) == 3000
     assert not torch.equal(first, initial_centres(range(3000), 8, 2, torch.float32, CPU))
     assert abs(first.std().item() - 0.01) < 2e-4
-
-
-def test_mixed_seeds_are_distinct_and_in_range():
-    seeds = {mix_seed(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
-    assert len(seeds) == 8000
-    assert all(0 <= seed < 2**63 for seed in seeds)
