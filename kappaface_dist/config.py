@@ -60,6 +60,7 @@ class Head:
     momentum_dtype: str = "fp32"  # fp32 | bf16: of sgd's momentum of the centres
     logit_cache_bytes: int = 0  # per rank: what the second pass need not compute again
     filter_threshold: float | None = None  # negatives with a cosine above it are left out
+    fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,14 @@ def test_the_head_gets_its_settings(path):
         "head.momentum_dtype=bf16",
         "head.logit_cache_bytes=1000",
         "head.filter_threshold=0.6",
+        "head.fused=false",
         "margin.name=cosface",
         "margin.margin=0.2",
         "optimizer.momentum=0.7",
         "optimizer.weight_decay=0.001",
     ).head
     assert (head.sample_rate, head.dtype, head.logit_cache_bytes) == (0.5, torch.bfloat16, 1000)
-    assert head.softmax.filter_threshold == 0.6
+    assert (head.softmax.filter_threshold, head.softmax.fused) == (0.6, False)
     assert head.margin.margin == 0.2
     assert (head.optimizer.momentum, head.optimizer.weight_decay) == (0.7, 0.001)
     assert head.sharded_state()["optimizer.momentum"].dtype == torch.bfloat16
