@@ -10,6 +10,7 @@ from torch import nn
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.backbones.export import BackboneSettings, load_backbone
+from kappaface_dist.backbones.published import load_published
 from kappaface_dist.config import Config
 from kappaface_dist.data.catalog import Catalog, open_catalog
 from kappaface_dist.data.loader import Loader, build_loader
@@ -108,6 +109,7 @@ def build_job(config: Config, device: torch.device) -> Job:
             lr=peak_lr,
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
+            implementation=config.optimizer.implementation,
         ),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         global_batch=global_batch,
@@ -136,14 +138,17 @@ def build_network(config: Config, device: torch.device, *, initial: bool = False
     )
     if section.init is not None and not initial:
         path = section.init
-        start, settings = parallel.agree(lambda: load_backbone(path))
-        wanted = backbone_settings(config)
-        if settings != wanted:
-            raise ValueError(
-                f"backbone.init {path} holds {settings}, the configuration wants {wanted}: make"
-                " them equal"
-            )
-        network.load_state_dict(start.state_dict())
+        if path.endswith((".pth", ".pt")):
+            parallel.agree(lambda: load_published(path, network))
+        else:
+            start, settings = parallel.agree(lambda: load_backbone(path))
+            wanted = backbone_settings(config)
+            if settings != wanted:
+                raise ValueError(
+                    f"backbone.init {path} holds {settings}, the configuration wants {wanted}:"
+                    " make them equal"
+                )
+            network.load_state_dict(start.state_dict())
     if section.sync_batchnorm:
         network = with_sync_batchnorm(network, device)
     if section.channels_last:

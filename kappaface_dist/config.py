@@ -50,7 +50,9 @@ class Backbone:
     gradient_dtype: str = "fp32"  # fp32 | bf16: of the gradients that the ranks exchange
     static_graph: bool = False  # DDP need not look at the graph of every step
     bucket_megabytes: float = 25.0  # of gradients exchanged in one all-reduce
-    init: str | None = None  # exported backbone (.safetensors) to start from
+    init: str | None = None  # exported .safetensors or InsightFace's .pth to start from
+    first_steps: int = 0  # so many steps have a learning rate of their own:
+    first_lr_factor: float = 0.0  # times that of the head; 0: the backbone is frozen
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,14 @@ class Head:
     logit_cache_bytes: int = 0  # per rank: what the second pass need not compute again
     filter_threshold: float | None = None  # negatives with a cosine above it are left out
     fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
+    init: str | None = None  # checkpoint of an earlier run, whose identities stay
+    identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    name: str = "sgd"  # sgd | adamw; for backbone and head
+    name: str = "sgd"  # sgd | adamw | lamb (apex); for backbone and head, whose lamb is adamw
+    implementation: str = "torch"  # torch | apex: of the backbone's; fused kernels, GPUs only
     lr: float = 0.1
     reference_batch: int | None = None  # lr is for this many images a step, and scaled
     #                                     linearly to the real number; null: taken as it is
@@ -127,7 +132,8 @@ CHOICES = {
     "head.dtype": ("fp32", "bf16"),
     "head.momentum_dtype": ("fp32", "bf16"),
     "backbone.gradient_dtype": ("fp32", "bf16"),
-    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.name": ("sgd", "adamw", "lamb"),
+    "optimizer.implementation": ("torch", "apex"),
     "optimizer.schedule": ("polynomial", "cosine"),
     "precision": ("bf16", "fp16", "fp32"),
     "log.wandb": ("off", "offline", "online"),
@@ -184,6 +190,17 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"checkpoint.best is {config.checkpoint.best!r}, and evaluate.sets gives"
             f" {', '.join(metrics) or 'nothing to choose by'}"
+        )
+    if config.optimizer.name == "lamb" and config.optimizer.implementation != "apex":
+        raise ValueError(
+            "optimizer.name is 'lamb', which torch does not have: set optimizer.implementation=apex"
+        )
+    if config.head.identity_map is not None and config.head.init is None:
+        raise ValueError("head.identity_map is set, but head.init, the earlier run, is not")
+    if config.backbone.first_steps < 0 or config.backbone.first_lr_factor < 0:
+        raise ValueError(
+            f"backbone.first_steps is {config.backbone.first_steps} and first_lr_factor"
+            f" {config.backbone.first_lr_factor}: neither can be below 0"
         )
     if not 0 <= config.run.stop_exit_code <= 255:
         raise ValueError(f"run.stop_exit_code is {config.run.stop_exit_code}: choose 0 to 255")

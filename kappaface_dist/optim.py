@@ -11,6 +11,10 @@ from torch import nn
 
 from kappaface_dist.head import AdamWRows, RowOptimizer, SGDRows
 
+ADAM_BETAS = (0.9, 0.999)  # torch.optim.AdamW's own
+ADAM_EPSILON = 1e-8
+NO_LIMIT = 1e30
+
 
 def scaled_lr(lr: float, global_batch: int, reference_batch: int | None) -> float:
     """The linear rule lr · G / reference_batch (Goyal et al., 2017); without reference, lr."""
@@ -44,13 +48,46 @@ def parameter_groups(backbone: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(
-    name: str, backbone: nn.Module, *, lr: float, momentum: float, weight_decay: float
+    name: str,
+    backbone: nn.Module,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    implementation: str = "torch",
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over the backbone's parameters."""
+    """SGD, AdamW or (apex only) LAMB over the backbone's parameters.
+
+    Raises:
+        RuntimeError: implementation is "apex", and apex cannot be imported or has no kernels.
+    """
     groups = parameter_groups(backbone, weight_decay)
+    if implementation == "apex":
+        return _apex_optimizer(name, groups, lr, momentum)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     return torch.optim.AdamW(groups, lr=lr)
+
+
+def _apex_optimizer(
+    name: str, groups: list[dict], lr: float, momentum: float
+) -> torch.optim.Optimizer:
+    """apex's fused kernels (github.com/NVIDIA/apex): one launch for all parameters."""
+    try:
+        # apex imports without its kernels too, and fails at the first optimizer.
+        from apex.optimizers import FusedAdam, FusedLAMB, FusedSGD
+
+        if name == "sgd":
+            return FusedSGD(groups, lr=lr, momentum=momentum)
+        if name == "adamw":
+            return FusedAdam(groups, lr=lr, adam_w_mode=True, betas=ADAM_BETAS, eps=ADAM_EPSILON)
+        # The trainer clips the gradient itself: the limit of LAMB's own must not act.
+        return FusedLAMB(groups, lr=lr, adam_w_mode=True, max_grad_norm=NO_LIMIT)
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"optimizer.implementation is apex, which cannot be used here ({error}): build apex"
+            " with its CUDA extensions (NVIDIA's PyTorch image has it), or set it to torch"
+        ) from error
 
 
 def build_row_optimizer(

@@ -106,11 +106,16 @@ def all_reduce_max(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def broadcast(x: torch.Tensor, source: int) -> torch.Tensor:
+    """Overwrite x with the values of rank source; returns x."""
+    if world_size() > 1:
+        dist.broadcast(x, src=source)
+    return x
+
+
 def broadcast_from_rank0(x: torch.Tensor) -> torch.Tensor:
     """Overwrite x with rank 0's values; returns x."""
-    if world_size() > 1:
-        dist.broadcast(x, src=0)
-    return x
+    return broadcast(x, 0)
 
 
 def barrier() -> None:

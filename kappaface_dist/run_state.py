@@ -9,6 +9,7 @@ import torch
 from kappaface_dist import checkpoint, checkpoint_folder, parallel
 from kappaface_dist.build import Job
 from kappaface_dist.saver import Saver
+from kappaface_dist.transplant import take_over
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float
         "run": asdict(state),
         "head": job.head.counters(),
         "scaler": job.scaler.state_dict(),
+        # apex counts its steps beside the tensors.
+        "optimizer_steps": [group.get("step") for group in job.optimizer.param_groups],
         "metrics": metrics,
         "world_size": parallel.world_size(),
     }
@@ -82,7 +85,12 @@ def load_state(job: Job) -> RunState:
     if parallel.rank() == 0:
         checkpoint_folder.recover(root)
     folder = _sound_checkpoint(root, job.config.run.resume)
-    return RunState() if folder is None else _load(job, folder)
+    if folder is not None:
+        return _load(job, folder)
+    section = job.config.head
+    if section.init is not None:
+        take_over(job.head, Path(section.init), section.identity_map)
+    return RunState()
 
 
 def go_back(job: Job) -> RunState | None:
@@ -121,10 +129,14 @@ def _sound_checkpoint(root: Path, resume: str) -> Path | None:
 
 def _load(job: Job, folder: Path) -> RunState:
     numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
+    job.optimizer.state.clear()
     parallel.agree(lambda: checkpoint.make_optimizer_tensors(folder, job.optimizer, job.network))
     checkpoint.load(folder, _replicated(job), _sharded(job), job.head.num_classes)
     job.head.load_counters(numbers["head"])
     job.scaler.load_state_dict(numbers["scaler"])
+    for group, step in zip(job.optimizer.param_groups, numbers["optimizer_steps"], strict=True):
+        if step is not None:
+            group["step"] = step
     logger.info("going on from %s", folder)
     return RunState(**numbers["run"])
 

@@ -34,6 +34,7 @@ def train_step(
     position: int,
     check: Callable[[torch.Tensor], None] | None = None,
     phase: Phase = record_function,
+    backbone_factor: float = 1.0,
 ) -> torch.Tensor:
     """One step; returns the loss before it, the mean over all micro-batches of all ranks.
 
@@ -44,14 +45,22 @@ def train_step(
             the rank, so resuming needs no saved state.
         check: called with each loss before anything is changed.
         phase: entered around each part by its name, one of PHASES.
+        backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
     """
     optimizer, scaler = job.optimizer, job.scaler
+    frozen = backbone_factor == 0.0
+    # Frozen means its running statistics too.
+    job.backbone.train(not frozen)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * backbone_factor
     optimizer.zero_grad(set_to_none=True)
-    step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase)
+    step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase, frozen)
     cached = job.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
+    if frozen:
+        with phase("head_step"):
+            job.head.step(lr, loss_scale=scaler.scale(torch.ones_like(loss)))
+        return loss
     with phase("optimizer"):
         scaler.unscale_(optimizer)
         # An infinite limit clips nothing, but tells whether the gradient is finite.
@@ -79,8 +88,10 @@ class _Step:
         seed: int,
         check: Callable[[torch.Tensor], None] | None,
         phase: Phase,
+        frozen: bool,
     ):
         self.job, self.batches, self.seed, self.check, self.phase = job, batches, seed, check, phase
+        self.frozen = frozen
 
     def accumulated(self) -> torch.Tensor:
         """The mean loss, with its gradient in the backbone and in what the head keeps."""
@@ -101,6 +112,8 @@ class _Step:
         loss = self._head(embedding, torch.cat([batch.label_B for batch in self.batches]))
         self.job.scaler.scale(loss).backward()
         assert embedding.grad is not None
+        if self.frozen:
+            return loss.detach()
         gradients = embedding.grad.split([len(part) for part in parts])
         for number, gradient_BD in enumerate(gradients):
             with self._sync(number):
@@ -115,9 +128,12 @@ class _Step:
         precision = self.job.config.precision
         with (
             self.phase("backbone_forward"),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
             torch.autocast(self.job.device.type, DTYPES[precision], enabled=precision != "fp32"),
         ):
-            return self.job.backbone(self.batches[number].image_B3HW)
+            embedding_BD = self.job.backbone(self.batches[number].image_B3HW)
+        # The head learns from the embedding's gradient also where the backbone does not.
+        return embedding_BD.requires_grad_() if self.frozen else embedding_BD
 
     def _head(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         with self.phase("head_forward"):

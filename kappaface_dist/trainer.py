@@ -100,7 +100,16 @@ class Trainer:
         """One optimizer step of backbone and head; returns the loss before it."""
         self._batches = batches
         lr = self.job.peak_lr * self.lr_factor()
-        return train_step(self.job, batches, lr, self.state.position, check=self._watch_loss)
+        section = self.config.backbone
+        factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0
+        return train_step(
+            self.job,
+            batches,
+            lr,
+            self.state.position,
+            check=self._watch_loss,
+            backbone_factor=factor,
+        )
 
     def lr_factor(self) -> float:
         section = self.config.optimizer

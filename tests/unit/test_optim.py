@@ -1,5 +1,9 @@
 """Learning-rate schedules and parameter groups."""
 
+import sys
+import types
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +58,52 @@ def test_only_weights_of_products_decay():
     assert isinstance(
         build_optimizer("adamw", network, lr=0.1, momentum=0.9, weight_decay=0.0), torch.optim.AdamW
     )
+
+
+class StandIn(torch.optim.SGD):
+    """Takes what apex's optimizers take, and counts its steps beside the tensors as they do."""
+
+    def __init__(self, groups, lr, momentum=0.0, **options):
+        super().__init__(groups, lr=lr, momentum=momentum)
+        self.options = options
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", "FusedSGD"), ("adamw", "FusedAdam"), ("lamb", "FusedLAMB")]
+)
+def test_apex_gets_the_settings(monkeypatch, name, kind):
+    kinds = {k: type(k, (StandIn,), {}) for k in ("FusedSGD", "FusedAdam", "FusedLAMB")}
+    module = types.ModuleType("apex.optimizers")
+    vars(module).update(kinds)
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "apex.optimizers", module)
+    network = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(
+        name, network, lr=0.3, momentum=0.8, weight_decay=0.01, implementation="apex"
+    )
+    assert type(optimizer).__name__ == kind
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
+    if name == "sgd":
+        assert {group["momentum"] for group in optimizer.param_groups} == {0.8}
+    else:
+        assert optimizer.options["adam_w_mode"] is True
+
+
+@pytest.mark.skipif(find_spec("apex") is not None, reason="apex is installed here")
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_without_apex_its_optimizers_are_a_clear_error(name):
+    with pytest.raises(RuntimeError, match=r"optimizer\.implementation is apex, .*No module named"):
+        build_optimizer(
+            name,
+            torch.nn.Linear(3, 2),
+            lr=0.1,
+            momentum=0.9,
+            weight_decay=0.0,
+            implementation="apex",
+        )

@@ -1,0 +1,62 @@
+"""Which class of an earlier run is which class of this one, when identities come and go.
+
+The map is a text file with a line per identity that stays: its class in the earlier run, its class
+in this one, and anything else (its name, say), separated by tabs; lines that begin with # are
+comments. Classes of the earlier run that it does not name are left out, classes of this run that it
+does not name start anew. tools/map_identities.py writes it from two lists of names.
+Shapes: C classes of this run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def read_identity_map(path: str | Path, num_old: int, num_classes: int) -> np.ndarray:
+    """The earlier class of each class [C], int64; −1 where it is new.
+
+    Raises:
+        ValueError: a line is not of that form, or names a class out of range or twice.
+        OSError: the file cannot be read.
+    """
+    old_class_C = np.full(num_classes, -1, dtype=np.int64)
+    used: set[int] = set()
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            old, new = (int(field) for field in line.split("\t")[:2])
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is {line!r}: expected the earlier class, a tab, the class"
+            ) from error
+        for kind, value, limit in (("earlier", old, num_old), ("present", new, num_classes)):
+            if not 0 <= value < limit:
+                raise ValueError(
+                    f"{path}, line {number} names {kind} class {value}, and there are {limit}:"
+                    f" classes run from 0 to {limit - 1}"
+                )
+        if old in used or old_class_C[new] != -1:
+            raise ValueError(f"{path}, line {number}: class {old} or {new} has a line already")
+        used.add(old)
+        old_class_C[new] = old
+    return old_class_C
+
+
+def write_identity_map(path: str | Path, old: Sequence[str], new: Sequence[str]) -> int:
+    """Write the map of two lists of names, by class; returns how many identities stay.
+
+    Raises:
+        ValueError: a name occurs twice in a list.
+    """
+    for kind, names in (("earlier", old), ("new", new)):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the {kind} list names {twice!r} twice: which class is it?")
+    place = {name: label for label, name in enumerate(old)}
+    stay = [(place[name], label, name) for label, name in enumerate(new) if name in place]
+    text = "# earlier class, class, name\n"
+    text += "".join(f"{before}\t{label}\t{name}\n" for before, label, name in stay)
+    Path(path).write_text(text, encoding="utf-8")
+    return len(stay)

@@ -1,0 +1,42 @@
+"""Write the identity map for a run that goes on with other identities, matched by name.
+
+    python tools/map_identities.py OLD NEW map.tsv
+
+OLD and NEW are an image folder (the names of its identities' folders, as the dataset numbers them)
+or a text file with a name per line, that of class 0 first. Then train with
+head.init=CHECKPOINT head.identity_map=map.tsv
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from kappaface_dist.commands import run
+from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.identity_map import write_identity_map
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("old", type=Path, help="identities of the earlier run")
+    parser.add_argument("new", type=Path, help="identities of the run to come")
+    parser.add_argument("out", type=Path, help="the map")
+    args = parser.parse_args()
+    old, new = _names(args.old), _names(args.new)
+    stay = write_identity_map(args.out, old, new)
+    print(f"{stay} identities stay, {len(old) - stay} go, {len(new) - stay} are new")
+
+
+def _names(path: Path) -> Sequence[str]:
+    if not path.is_dir():
+        return path.read_text(encoding="utf-8").splitlines()
+    names = open_catalog(path).class_names
+    if names is None:
+        raise ValueError(f"{path} is a record, which has no names: give a text file of them")
+    return names
+
+
+if __name__ == "__main__":
+    run(main)
