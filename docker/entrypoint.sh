@@ -15,7 +15,8 @@ case "${1:---check}" in
     fi
     gpus=$(python -c 'import torch; print(max(torch.cuda.device_count(), 1))')
     # exec: the signals of docker stop must reach torchrun, which passes them on.
-    exec torchrun --standalone --nproc_per_node="${NPROC_PER_NODE:-$gpus}" \
+    # --local-addr: the host's own name need not be known to a resolver.
+    exec torchrun --standalone --local-addr=127.0.0.1 --nproc_per_node="${NPROC_PER_NODE:-$gpus}" \
       --max-restarts="${MAX_RESTARTS:-3}" launch/train.py "$@"
     ;;
   *)

@@ -22,7 +22,7 @@ buildah commit -q "$base" plain-python
 buildah rm "$base" >/dev/null
 
 # shellcheck disable=SC2086  # several words
-buildah build ${BUILD_OPTIONS:-} --pull-never --build-arg BASE_IMAGE=localhost/plain-python \
+buildah build ${BUILD_OPTIONS:-} --format docker --pull-never --build-arg BASE_IMAGE=localhost/plain-python \
   --build-arg PIP_OPTIONS="${PIP_OPTIONS:-}" -f docker/Dockerfile -t kappaface_dist .
 
 container=$(buildah from --pull-never kappaface_dist)
@@ -30,7 +30,7 @@ entry=/usr/local/lib/kappaface_dist/entrypoint.sh
 in_image() { buildah run --user trainer --env OMP_NUM_THREADS=1 "$container" -- "$@"; }
 [ "$(in_image id -u)" = 1000 ]
 in_image "$entry" --check
-in_image "$entry" python tools/make_faces.py /tmp/faces --identities 30 --unseen 10 --image-size 32
+in_image "$entry" python tools/make_faces.py /tmp/faces --identities 30 --unseen-identities 10 --image-size 32
 in_image env NPROC_PER_NODE=2 "$entry" configs/quickstart.yaml data.train=/tmp/faces/train.rec \
   data.image_size=32 data.batch_size=12 evaluate.sets.unseen=/tmp/faces/unseen.bin \
   run.folder=/runs/test run.steps=20 optimizer.warmup_epochs=0

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class Reporter:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._wandb = _start_wandb(wandb, folder, run_name, settings) if wandb != "off" else None
         # On a terminal a bar with the time left; elsewhere the log's lines say the same.
         self._bar = tqdm(
@@ -177,11 +178,14 @@ def _start_wandb(mode: str, folder: Path, run_name: str, settings: dict[str, Any
             f"log.wandb is {mode}, but wandb is not installed: pip install 'kappaface_dist[wandb]'"
         ) from error
     # The same id after a restart: wandb then continues the run instead of starting another.
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     return wandb.init(
         project="kappaface_dist",
         dir=str(folder),
         name=run_name,
-        id=run_name.replace("/", "-"),
+        id=id_file.read_text(encoding="utf-8"),
         resume="allow",
         mode=mode,  # type: ignore[arg-type]
         config=settings,

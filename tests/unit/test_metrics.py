@@ -5,6 +5,7 @@ import logging
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kappaface_dist.metrics import Meter, Reporter, log_line, read_metrics, start_logging
 
@@ -82,13 +83,40 @@ def test_the_log_goes_to_a_file_on_rank_0_only(tmp_path):
     assert "not this" not in (tmp_path / "train.log").read_text()
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
+def test_wandb_offline_is_one_run_over_restarts_and_holds_no_secret(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
+    secret = "0123456789abcdef" * 2 + "76543210"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    report = reporter(tmp_path, wandb="offline", settings={"run": {"seed": 0}})
-    report.write(1, {"loss": 2.0})
-    report.close()
-    runs = list((tmp_path / "wandb").glob("offline-run-*/run-test.wandb"))
-    assert len(runs) == 1
-    assert runs[0].stat().st_size > 0
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+    for step in (1, 2):
+        report = reporter(tmp_path, step - 1, wandb="offline", settings={"run": {"seed": 0}})
+        report.write(step, {"loss": 2.0})
+        report.close()
+    number = (tmp_path / "wandb_id").read_text()
+    # wandb keeps a file for each start, and `wandb sync` joins those of one number.
+    runs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    assert {run.name for run in runs} == {f"run-{number}.wandb"}
+    assert all(run.stat().st_size > 0 for run in runs)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    other = tmp_path / "other"
+    other.mkdir()
+    reporter(other, wandb="offline").close()
+    assert (other / "wandb_id").read_text() != number
+
+
+def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path):
+    for first_step, steps in ((0, range(1, 11)), (6, range(7, 9))):
+        report = reporter(tmp_path, first_step, tensorboard=True)
+        for step in steps:
+            report.write(step, {"loss": float(step + first_step)})
+        report.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        *((step, step) for step in range(1, 7)),
+        (7, 13.0),
+        (8, 14.0),
+    ]
