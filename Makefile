@@ -14,7 +14,7 @@ ARGS   ?=
 # Ranks share the cores: one thread each, as torchrun would set it with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-mxnet check format clean
+.PHONY: train test test-mxnet check format clean test-image
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -59,6 +59,10 @@ $(MXNET)/.tried:
 	  && $(MXNET)/bin/python -c 'import mxnet' \
 	  || { echo "MXNet cannot be installed here: its tests are skipped"; rm -rf $(MXNET)/bin; }
 	touch $@
+
+# Builds the container image without a registry and trains in it (docker/test_image.sh says how).
+test-image:
+	docker/test_image.sh
 
 clean:
 	rm -rf $(VENV) $(MXNET) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

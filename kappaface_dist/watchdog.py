@@ -59,7 +59,9 @@ class Watchdog:
     def _watch(self) -> None:
         # A connection of its own: the group's may be blocked by the very thing that hangs.
         store = connect(timedelta(seconds=5))
-        while not self._ended.wait(min(self._timeout / 10, 5.0)):
+        pause = 0.0
+        while not self._ended.wait(pause):
+            pause = min(self._timeout / 10, 5.0)
             step, doing, since = self._progress
             idle = time.monotonic() - since
             try:
@@ -103,7 +105,10 @@ class Watchdog:
 
     def _end(self, reason: str) -> None:
         logger.error(
-            "no progress for %.1f minutes (run.timeout_minutes): %s", self._timeout / 60, reason
+            "no progress for %.1f minutes (run.timeout_minutes) at step %d (%s): %s",
+            self._timeout / 60,
+            *self._progress[:2],
+            reason,
         )
         # Where this rank waits: os._exit leaves no other trace.
         faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)

@@ -172,9 +172,7 @@ def test_a_rank_that_stops_is_named_within_the_set_time(write_config, tmp_path):
     wait_for(lambda: last_step(tmp_path / "run") >= 3, process)
     os.kill(workers(process)[1], signal.SIGSTOP)
     began = time.monotonic()
-    words = (
-        "no progress for 0.1 minutes (run.timeout_minutes): rank 1 shows no sign of life since step"
-    )
+    words = "rank 1 shows no sign of life since step"
     wait_for(lambda: words in process.log_path.read_text(), process, seconds=60)
     # The nine seconds that were set, the watchdog's interval, and a busy machine's delays.
     assert 8 < time.monotonic() - began < 9 + 1 + 8
