@@ -17,6 +17,7 @@ LAYERS = [
     {"report"},
     {"model_card", "embedder", "embedding_files"},
     {"build", "saved_model"},
+    {"comparison"},
     {"checkpoint", "evaluation", "metrics"},
     {"checkpoint_folder", "identity_map"},
     {"checkpoint_index"},

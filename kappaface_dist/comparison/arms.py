@@ -1,0 +1,112 @@
+"""The arms of the comparison: KappaFace, the controls that a gain must survive, and others."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from kappaface_dist.head import Margin, build_margin
+
+REFERENCE = "arcface"
+SOURCE = "kappaface"  # its margins give the fixed-margin arms theirs
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One margin of the comparison.
+
+    Attributes:
+        about: a line for reports.
+        margin: name and settings of the margin; the scale comes with the budget.
+        fixed_from: the margin is the mean, over the training of the KappaFace arm of the same seed,
+            of ψ·m0 over its classes ("classes") or over its training images ("images").
+        shuffled: the margins are dealt out anew to the classes at random after each refresh.
+    """
+
+    about: str
+    margin: dict[str, Any] = field(default_factory=lambda: {"name": "kappaface"})
+    fixed_from: str | None = None
+    shuffled: bool = False
+
+    def build(self, scale: float, fixed: dict[str, float]) -> Margin:
+        """The margin; `fixed` has the mean margins that `fixed_from` names."""
+        settings = dict(self.margin)
+        if self.fixed_from is not None:
+            settings["margin"] = fixed[self.fixed_from]
+        return build_margin(**{"scale": scale, **settings})
+
+
+# As in configs/margins/kappaface_released.yaml.
+RELEASED = {
+    "name": "kappaface",
+    "estimator": "plugin",
+    "first_window": "one",
+    "count_scale": 1.05,
+}
+
+ARMS = {
+    REFERENCE: Arm(
+        "one margin for all, the mean of KappaFace's over classes",
+        {"name": "arcface"},
+        fixed_from="classes",
+    ),
+    SOURCE: Arm("our default: unbiased estimate"),
+    "plugin": Arm("plug-in estimate", {"name": "kappaface", "estimator": "plugin"}),
+    "released": Arm("as in the authors' code", RELEASED),
+    "shuffled": Arm("KappaFace's margins, each at another class", shuffled=True),
+    "count_only": Arm("number of images alone", {"name": "kappaface", "concentration_share": 0.0}),
+    "target_cosine": Arm(
+        "spread around the centre", {"name": "kappaface", "statistic": "target_cosine"}
+    ),
+    "arcface_by_image": Arm(
+        "one margin for all, the mean of KappaFace's over training images",
+        {"name": "arcface"},
+        fixed_from="images",
+    ),
+}
+# Decides which pairs look like small classes, so it is no arm: no margin, and a seed of its own.
+JUDGE = Arm("no margin", {"name": "normface"})
+
+
+def parse_arm(text: str) -> tuple[str, Arm]:
+    """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another.
+
+    Raises:
+        ValueError: it has another form, or the margin has no such setting.
+    """
+    name, colon, settings = text.partition(":")
+    pairs = [item.partition("=") for item in settings.split(",")]
+    if not name or not colon or not all(key and value for key, _, value in pairs):
+        raise ValueError(f"--arm is {text!r}, expected NAME:key=value, as in cold:temperature=1.0")
+    if name in ARMS:
+        raise ValueError(f"--arm names {name!r}, which there is already: choose another name")
+    try:
+        values = {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--arm is {text!r}, with a value that cannot be read") from error
+    margin = {"name": "kappaface", **values}
+    build_margin(**margin)
+    return name, Arm(settings, margin)
+
+
+def choose_arms(names: str | None, further: list[str]) -> dict[str, Arm]:
+    """The arms that are asked for, always with KappaFace and the fixed margin.
+
+    Args:
+        names: with commas between; None for all of ARMS.
+        further: texts for parse_arm.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    chosen = list(ARMS) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in ARMS:
+            raise ValueError(f"--arms names {name!r}, expected some of {', '.join(ARMS)}")
+    arms = {name: arm for name, arm in ARMS.items() if name in (REFERENCE, SOURCE, *chosen)}
+    for text in further:
+        name, arm = parse_arm(text)
+        if name in arms:
+            raise ValueError(f"--arm names {name!r} twice: choose another name")
+        arms[name] = arm
+    return arms

@@ -1,0 +1,175 @@
+"""Compare margins: same data, seeds and budget, verified on people who were not trained on.
+
+    python tools/compare_margins.py --seeds 3 --quick
+    python tools/compare_margins.py --seeds 8 --train data/mine/train.rec --pairs data/mine/lfw.bin
+
+Arms: ArcFace with KappaFace's mean margin over classes (arcface: what the others are compared to)
+and over training images (arcface_by_image), KappaFace as we have it, with the plug-in estimate, as
+released, with its margins shuffled over the classes, with the number of images alone, and with the
+statistic target_cosine. The KappaFace arm of a seed is trained first and gives the ArcFace arms of
+that seed their margin. A seed decides the first weights and the order of the images; the data stays,
+so an interval is about chance in training and not about other people, whom --data-seed renders.
+
+Without --train, made-up people are rendered, whose difficulty does not depend on their number of
+images (2 to 60). `small` are those pairs that look like small classes: by a network of its own,
+trained without a margin, the training classes nearest to them have the fewest images (the lowest
+third of the same and of the different pairs).
+
+Every finished training is kept in --out: the same command goes on where it was, and with more
+seeds it adds those.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.comparison.arms import choose_arms
+from kappaface_dist.comparison.dataset import (
+    ARRAYS,
+    decode_dataset,
+    render_people,
+)
+from kappaface_dist.comparison.report import comparison_table, draw_comparison
+from kappaface_dist.comparison.schedule import Plan, collect, run_plan
+from kappaface_dist.comparison.settings import check_settings
+from kappaface_dist.comparison.training import Budget, check_budget
+
+QUICK = Budget(embedding_size=64, image_size=32, epochs=6.0)
+BUDGET_OPTIONS = {
+    "backbone": (str, "NAME", "as in configurations"),
+    "embedding_size": (int, "D", "numbers per embedding"),
+    "image_size": (int, "PIXELS", "that the network sees"),
+    "batch_size": (int, "IMAGES", "of a step"),
+    "epochs": (float, "N", "passes over the data"),
+    "lr": (float, "X", "peak learning rate"),
+    "scale": (float, "S", "of the logits"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=8, help="per arm (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="fewer people, pixels and epochs")
+    parser.add_argument("--train", metavar="PATH", help="a dataset, instead of made-up people")
+    parser.add_argument("--pairs", type=Path, metavar="PATH", help=".bin of other people, for it")
+    parser.add_argument(
+        "--long-tail", type=int, metavar="N", help="thin out its classes, down to N images"
+    )
+    parser.add_argument("--identities", type=int, help="made-up people to train on (550; 150)")
+    parser.add_argument("--unseen", type=int, help="made-up people to verify on (200; 120)")
+    parser.add_argument("--data-seed", type=int, default=0, help="another seed, other people")
+    parser.add_argument("--arms", metavar="A,B", help="only these, with arcface and kappaface")
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="a further arm: KappaFace with these settings, or name=ANOTHER with its own",
+    )
+    for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        values = f"{getattr(Budget(), name)}; {getattr(QUICK, name)}"
+        parser.add_argument(option, type=kind, metavar=metavar, help=f"{text} ({values})")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, help="trainings side by side (default: every core, one on cuda)"
+    )
+    parser.add_argument("--out", type=Path, help="default: runs/compare_margins or ..._quick")
+    parser.add_argument("--json", metavar="PATH|-", help="write all numbers as JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    plan, processes = make_plan(args)
+    prepare_data(args, plan, processes)
+    with tqdm(desc="trainings", unit="", mininterval=1.0) as bar:
+        bar.total = len(plan.arms) * plan.num_seeds + 1
+
+        def progress(line: str) -> None:
+            bar.update()
+            bar.set_postfix_str(line)
+
+        num_trained = run_plan(plan, processes, progress)
+    report = {"kept": bar.total - num_trained, "budget": asdict(plan.budget), **collect(plan)}
+    draw_comparison(plan.folder / "comparison.png", report)
+    write_json(str(plan.folder / "comparison.json"), report)
+    write_json(args.json, report)
+    if args.json != "-":
+        print(comparison_table(report))
+        print(f"picture, numbers and results of each training: {plan.folder}")
+
+
+def make_plan(args: argparse.Namespace) -> tuple[Plan, int]:
+    """What the options ask for; ValueError where they contradict each other."""
+    if (args.train is None) != (args.pairs is None):
+        raise ValueError("--train and --pairs belong together: give both, or neither")
+    if args.long_tail is not None and args.train is None:
+        raise ValueError("--long-tail is for --train: made-up people have a long tail already")
+    if args.train is not None and (args.identities or args.unseen):
+        raise ValueError("--identities and --unseen are for made-up people, not for --train")
+    if args.device not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {args.device!r}, expected cpu or cuda")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch finds no GPU here: leave it out")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = args.processes
+    if processes is None:
+        processes = 1 if args.device == "cuda" else cores or 1
+    for name, value in (("--seeds", args.seeds), ("--processes", processes)):
+        if not 1 <= value <= 1024:
+            raise ValueError(f"{name} is {value}, expected 1 to 1024")
+    given = {name: getattr(args, name) for name in BUDGET_OPTIONS}
+    start = QUICK if args.quick else Budget()
+    budget = replace(start, **{k: v for k, v in given.items() if v is not None})
+    check_budget(budget)
+    folder = args.out or Path(
+        "runs/compare_margins_quick" if args.quick else "runs/compare_margins"
+    )
+    arms = choose_arms(args.arms, args.arm)
+    return Plan(folder, arms, args.seeds, budget, args.device), processes
+
+
+def prepare_data(args: argparse.Namespace, plan: Plan, processes: int) -> None:
+    """Render and decode, unless an earlier start has done it."""
+    source: dict[str, Any]
+    if args.train is None:
+        source = {
+            "identities": args.identities or (150 if args.quick else 550),
+            "unseen": args.unseen or (120 if args.quick else 200),
+            "data_seed": args.data_seed,
+        }
+    else:
+        source = {"train": args.train, "pairs": str(args.pairs), "long_tail": args.long_tail}
+    check_settings(plan.folder, {**source, **asdict(plan.budget)}, plan.arms)
+    data = plan.folder / "data"
+    if all((data / f"{name}.npy").is_file() for name in ARRAYS):
+        return
+    train, pairs = args.train, args.pairs
+    if train is None:
+        train, pairs = render_people(
+            plan.folder / "people",
+            num_identities=source["identities"],
+            num_unseen=source["unseen"],
+            seed=args.data_seed,
+            processes=processes,
+            progress=progress_bar,
+        )
+    decode_dataset(data, train, pairs, plan.budget.image_size, args.long_tail)
+
+
+def progress_bar(items: Iterable[Any], total: int) -> Iterable[Any]:
+    return tqdm(items, total=total, desc="drawing faces", unit="image", mininterval=1.0)
+
+
+if __name__ == "__main__":
+    run(main)
