@@ -7,8 +7,9 @@ Arms: ArcFace with KappaFace's mean margin over classes (arcface: what the other
 and over training images (arcface_by_image), KappaFace as we have it, with the plug-in estimate, as
 released, with its margins shuffled over the classes, with the number of images alone, and with the
 statistic target_cosine. The KappaFace arm of a seed is trained first and gives the ArcFace arms of
-that seed their margin. A seed decides the first weights and the order of the images; the data stays,
-so an interval is about chance in training and not about other people, whom --data-seed renders.
+that seed their margin. A seed decides the first weights and the order of the images; the data is
+the same for all, so an interval is about chance in training, not about other people, whom
+--data-seed renders.
 
 Without --train, made-up people are rendered, whose difficulty does not depend on their number of
 images (2 to 60). `small` are those pairs that look like small classes: by a network of its own,
@@ -41,7 +42,7 @@ from kappaface_dist.comparison.schedule import Plan, collect, run_plan
 from kappaface_dist.comparison.settings import check_settings
 from kappaface_dist.comparison.training import Budget, check_budget
 
-QUICK = Budget(embedding_size=64, image_size=32, epochs=6.0)
+QUICK = Budget(embedding_size=64, image_size=32, batch_size=32, epochs=6.0, scale=16.0)
 BUDGET_OPTIONS = {
     "backbone": (str, "NAME", "as in configurations"),
     "embedding_size": (int, "D", "numbers per embedding"),
@@ -64,8 +65,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--long-tail", type=int, metavar="N", help="thin out its classes, down to N images"
     )
-    parser.add_argument("--identities", type=int, help="made-up people to train on (550; 150)")
-    parser.add_argument("--unseen", type=int, help="made-up people to verify on (200; 120)")
+    parser.add_argument(
+        "--identities", type=int, help="made-up people to train on (550, quick: 150)"
+    )
+    parser.add_argument("--unseen", type=int, help="made-up people to verify on (200)")
     parser.add_argument("--data-seed", type=int, default=0, help="another seed, other people")
     parser.add_argument("--arms", metavar="A,B", help="only these, with arcface and kappaface")
     parser.add_argument(
@@ -77,7 +80,7 @@ def parse_args() -> argparse.Namespace:
     )
     for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
-        values = f"{getattr(Budget(), name)}; {getattr(QUICK, name)}"
+        values = f"{getattr(Budget(), name)}, quick: {getattr(QUICK, name)}"
         parser.add_argument(option, type=kind, metavar=metavar, help=f"{text} ({values})")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
@@ -145,7 +148,7 @@ def prepare_data(args: argparse.Namespace, plan: Plan, processes: int) -> None:
     if args.train is None:
         source = {
             "identities": args.identities or (150 if args.quick else 550),
-            "unseen": args.unseen or (120 if args.quick else 200),
+            "unseen": args.unseen or 200,
             "data_seed": args.data_seed,
         }
     else:
