@@ -201,6 +201,7 @@ class Trainer:
             "margin_min": low,
             "margin_mean": mean,
             "margin_max": high,
+            **self.job.head.concentration_summary(),
         }
         if reporter is not None:
             left = self.total_images - self.state.position

@@ -14,12 +14,12 @@ from torch import nn
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.comparison.dataset import Dataset
 from kappaface_dist.data.augment import draw_changes
+from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.data.loader import normalise
 from kappaface_dist.data.sampler import Shuffle
 from kappaface_dist.evaluation.embedding import eval_mode, sum_over_flips
 from kappaface_dist.head import Margin, PartialFC
 from kappaface_dist.head.class_margins import ClassMargins
-from kappaface_dist.head.shard import mix_seed
 from kappaface_dist.optim import build_optimizer, build_row_optimizer, schedule_factor
 
 MOMENTUM = 0.9
@@ -159,7 +159,7 @@ def train(
         by_class.append(head.margins().mean())
         by_image.append(head.margins() @ share_C)
         image_B3HW, label_B = _batch(dataset, shuffle, position, budget.batch_size, device)
-        torch.manual_seed(mix_seed(seed, position, 0))
+        torch.manual_seed(mix64(seed, position, 0))
         optimizer.zero_grad(set_to_none=True)
         loss = head(network(image_B3HW), label_B)
         loss.backward()

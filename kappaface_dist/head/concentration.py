@@ -35,6 +35,10 @@ FORGOTTEN_WEIGHT = 1e-6
 # No class is taken to lie further than this many standard deviations from the mean: its margin must
 # not vanish, nor must a few collapsed classes have a say in those of the others.
 LARGEST_DEVIATION = 5.0
+# For `summary`: counts of κ in bins of equal ratio, 1.5 % wide at D = 512, add up over the shards.
+NUM_BINS = 1024
+SMALLEST_BIN = 0.01
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
 
 def squared_resultant(
@@ -187,6 +191,33 @@ class ClassStatistics:
         if not refreshed and self.margin.first_window == "one":
             psi_K = torch.ones_like(psi_K)
         return (psi_K * self.margin.margin).float()
+
+    def summary(self) -> dict[str, float]:
+        """Quantiles of κ over the measured classes of all ranks, and the share of the others.
+
+        Empty before the first measurement. One all-reduce. Quantiles are right to a bin's width.
+        """
+        limit = concentration(
+            torch.tensor(self.margin.max_resultant, dtype=torch.float64), self.embedding_size
+        ).item()
+        width = math.log(limit / SMALLEST_BIN) / (NUM_BINS - 1)
+        measured_K = self.kappa_K.isfinite()
+        kappa_K = self.kappa_K.double().where(measured_K, 1.0).clamp_min(SMALLEST_BIN)
+        bin_K = ((kappa_K / SMALLEST_BIN).log() / width).long().clamp(0, NUM_BINS - 1)
+        counts = torch.zeros(NUM_BINS + 1, dtype=torch.float64, device=kappa_K.device)
+        counts.index_add_(0, bin_K.where(measured_K, NUM_BINS), torch.ones_like(kappa_K))
+        *bins, num_neutral = parallel.all_reduce_sum(counts).tolist()
+        num_measured = sum(bins)
+        if num_measured == 0:
+            return {}
+        reached = torch.tensor(bins).cumsum(0) / num_measured
+        middles = SMALLEST_BIN * torch.exp(width * (torch.arange(NUM_BINS) + 0.5))
+        places = torch.searchsorted(reached, torch.tensor(list(QUANTILES.values())))
+        numbers = dict(zip(QUANTILES, middles[places].tolist(), strict=True))
+        return {
+            **{f"concentration_{name}": value for name, value in numbers.items()},
+            "neutral_share": num_neutral / (num_neutral + num_measured),
+        }
 
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors with a row per class that a checkpoint must hold."""

@@ -211,6 +211,11 @@ class PartialFC(torch.nn.Module):
         """(smallest, mean, largest) margin over all classes of all ranks. Collective."""
         return self.class_margins.summary(self.num_classes)
 
+    def concentration_summary(self) -> dict[str, float]:
+        """Quantiles of the concentrations over all ranks, if there are any. Collective."""
+        statistics = self.class_margins.statistics
+        return {} if statistics is None else statistics.summary()
+
     def refresh(self) -> None:
         """End a window of the class statistics now: new concentrations, new margins."""
         self.class_margins.refresh()

@@ -1,0 +1,41 @@
+"""Show what KappaFace made of a run's classes: margins, concentrations, the hardest and easiest.
+
+    python tools/margin_report.py runs/NAME
+    python tools/margin_report.py runs/NAME/checkpoints/step_00001000
+
+Writes report.md, margins.png (margin against images of the class), concentrations.png (now, and
+over the training from metrics.jsonl) and identities.png (sample images) to RUN/margins/.
+"""
+
+import argparse
+from pathlib import Path
+
+from kappaface_dist.commands import run, write_json
+from kappaface_dist.margin_pictures import draw_pictures
+from kappaface_dist.margin_report import margin_summary, read_measures, summary_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    parser.add_argument("--train", metavar="PATH", help="the run's data, if it has moved")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
+    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    args = parser.parse_args()
+    classes = read_measures(args.path, args.train)
+    summary = margin_summary(classes)
+    folder = args.out or classes.folder.resolve().parents[1] / "margins"
+    drawn = draw_pictures(folder, classes)
+    text = summary_text(summary)
+    pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
+    (folder / "report.md").write_text(text + pictures, encoding="utf-8")
+    summary["pictures"] = [str(path) for path in drawn]
+    if args.json != "-":
+        print(text + "\n" + "\n".join(summary["pictures"]))
+    write_json(args.json, summary)
+
+
+if __name__ == "__main__":
+    run(main)
