@@ -161,8 +161,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
     """A log line for people, with the time left at the present speed."""
     seconds = int(images_left / numbers["images_per_second"])
+    rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
     return (
-        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}"
+        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{rank_1}"
         f"  lr {numbers['learning_rate']:.4f}  {numbers['images_per_second']:.0f} images/s"
         f"  data wait {numbers['data_wait_share']:.0%}  margin {numbers['margin_mean']:.3f}"
         f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"

@@ -72,6 +72,8 @@ class Trainer:
                 if self._is_skipped():
                     logger.warning("step %d is skipped", self.state.step)
                 else:
+                    if (self.state.step + 1) % self.config.log.every == 0:
+                        self.job.head.rank_one.start()
                     loss = self.train_step(micro_batches)
                 self._advance(meter, reporter)
                 stopping = stop.requested() and not self.finished
@@ -203,6 +205,9 @@ class Trainer:
             "margin_max": high,
             **self.job.head.concentration_summary(),
         }
+        rank_1 = self.job.head.rank_one.take()
+        if rank_1 is not None:
+            numbers["rank_1"] = rank_1
         if reporter is not None:
             left = self.total_images - self.state.position
             reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))

@@ -12,6 +12,7 @@ import torch
 from kappaface_dist import parallel
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.margins import Images, target_logit
+from kappaface_dist.head.rank_one import RankOne
 from kappaface_dist.head.rows import Rows
 from kappaface_dist.head.second_pass import MicroBatch
 from kappaface_dist.head.streaming_softmax import LogitCache, Softmax, negative_sums, unit_rows
@@ -69,6 +70,7 @@ def first_pass(
     seed: int,
     softmax: Softmax,
     cache: LogitCache | None,
+    rank_one: RankOne,
     learning: bool,
 ) -> FirstPass:
     """The loss over all shards and, if learning, d loss / d unit embedding of this rank's images.
@@ -83,6 +85,7 @@ def first_pass(
         norm_G: lengths of the embeddings, for a margin that uses them.
         seed: of this step, equal on all ranks.
         cache: takes what the second pass can use again; None where nothing is to be learnt.
+        rank_one: counts the images that are nearest to their own class, when asked to.
     """
     margin = class_margins.margin
     scale = margin.scale
@@ -102,7 +105,9 @@ def first_pass(
     target = target_logit(margin, images, class_margins.state)
     slope_G = target.slope_G.where(owned_G, 0.0)
     negatives = margin.negatives(images, class_margins.state)
-    sum_G, sum_GD = negative_sums(embedding_GD, rows, column_G, softmax, cache, negatives)
+    nearest = rank_one.begin_batch(embedding_GD)
+    sum_G, sum_GD = negative_sums(embedding_GD, rows, column_G, softmax, cache, negatives, nearest)
+    rank_one.end_batch(nearest, cosine_G, owned_G)
 
     sums_G2 = torch.stack([sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
     sum_G, logit_G = parallel.all_reduce_sum(sums_G2).unbind(dim=1)

@@ -14,6 +14,7 @@ from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedd
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin
+from kappaface_dist.head.rank_one import RankOne
 from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_centres
 from kappaface_dist.head.rows import Centres
 from kappaface_dist.head.sampling import choose_rows
@@ -108,6 +109,7 @@ class PartialFC(torch.nn.Module):
         self.class_margins = ClassMargins(
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
+        self.rank_one = RankOne()
         self._pending: list[MicroBatch] = []
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -155,6 +157,7 @@ class PartialFC(torch.nn.Module):
                 seed=mix64(self.seed, self.num_steps, len(self._pending)),
                 softmax=self.softmax,
                 cache=LogitCache(self.logit_cache_bytes - used) if learning else None,
+                rank_one=self.rank_one,
                 learning=learning,
             )
             statistics = self.class_margins.statistics

@@ -30,6 +30,7 @@ from typing import Protocol
 import torch
 
 from kappaface_dist.head.products import multiply, triton_kernels
+from kappaface_dist.head.rank_one import NearestNegatives
 from kappaface_dist.head.rows import Rows
 
 # The largest exponent: e^64 times 1e8 classes is 6e35, within fp32's 3.4e38.
@@ -178,6 +179,7 @@ class Chunks:
 
     def __init__(self, embedding_GD: torch.Tensor, rows: Rows, softmax: Softmax):
         self.rows, self.softmax = rows, softmax
+        self.nearest: NearestNegatives | None = None
         self.size = min(softmax.chunk_rows(embedding_GD), max(1, len(rows)))
         self.kernels = softmax.kernels(embedding_GD.device)
         self._product = embedding_GD.new_empty(len(embedding_GD) * self.size)
@@ -204,6 +206,8 @@ class Chunks:
         softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
         product_GR = self._product[: shape[0] * shape[1]].view(shape)
         multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
+        if self.nearest is not None:
+            self.nearest.see(product_GR, inverse_R, column_G, first)
         if self.kernels is None or negatives is not None:
             sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax, negatives)
             if keep is not None:
@@ -231,6 +235,7 @@ def negative_sums(
     softmax: Softmax,
     cache: LogitCache | None = None,
     negatives: Negatives | None = None,
+    nearest: NearestNegatives | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """First pass: (Z [G], U [G, D]) over this shard's rows, both times exp(−shift).
 
@@ -238,11 +243,12 @@ def negative_sums(
         embedding_GD: unit embeddings.
         column_G: where each image's class is among the rows; −1 if it is on another rank.
         cache: takes what the second pass can use again.
-        negatives: how the margin changes the logits of the other classes.
+        negatives, nearest: how the margin changes the other classes' logits; what looks at them.
     """
     sum_G = embedding_GD.new_zeros(len(embedding_GD))
     sum_GD = torch.zeros_like(embedding_GD)
     chunks = Chunks(embedding_GD, rows, softmax)
+    chunks.nearest = nearest
     for first, last, chunk_RD in chunks:
         operand_RD = rows.operand(chunk_RD, softmax.dtype)
         keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)

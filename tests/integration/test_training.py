@@ -137,6 +137,11 @@ def test_the_command_trains_reports_and_notices_that_it_is_done(write_config, fa
     assert list((folder / "tensorboard").glob("events*"))
     losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    lines = read_metrics(folder / "metrics.jsonl")
+    shares = [line["rank_1"] for line in lines if "loss" in line]
+    assert len(shares) == len(losses)
+    assert 0 <= np.mean(shares[:10]) < np.mean(shares[-10:]) <= 1
+    assert "rank-1 " in (folder / "train.log").read_text()
 
     again = torchrun(2, "launch/train.py", path)
     assert again.returncode == 0, again.stderr

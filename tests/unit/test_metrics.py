@@ -61,6 +61,9 @@ def test_log_line_says_how_long_it_will_take():
     assert line.startswith("step 3  epoch 0.50  loss 0.500")
     assert "margin 0.500 (0.500 to 0.750)" in line
     assert line.endswith("left 1:01:01")
+    assert "rank-1" not in line
+    numbers |= {"margin_max": 0.75, "images_per_second": 10.0, "rank_1": 0.123}
+    assert "loss 0.500  rank-1 12.3%  lr" in log_line(3, numbers, 36_610)
 
 
 @pytest.fixture
