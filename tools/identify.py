@@ -21,7 +21,12 @@ from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.face_lists import FaceList, read_distractors, read_faces
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.evaluation.embedding_store import ImageList, embed_to_folder
+from kappaface_dist.embedding_files import unit_parts
+from kappaface_dist.evaluation.embedding_store import (
+    ImageList,
+    StoredEmbeddings,
+    embed_to_folder,
+)
 from kappaface_dist.evaluation.identification import closed_set_numbers, rank_rates
 from kappaface_dist.evaluation.search import distractor_ranks, search
 from kappaface_dist.saved_model import SavedModel, open_model
@@ -37,9 +42,14 @@ def main() -> None:
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
     lists = parallel.agree(lambda: read_lists(args))
-    embedded = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
+    stored = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
 
     def publish() -> None:
+        # Only here: a million embeddings are 2 GB, which not every rank needs to hold.
+        embedded = {
+            name: np.concatenate([rows for _, rows in unit_parts(parts)])
+            for name, parts in stored.items()
+        }
         numbers = identify(lists, embedded, device)
         report = {
             "model": str(model.path),
@@ -86,8 +96,8 @@ def read_lists(args: argparse.Namespace) -> dict[str, FaceList]:
 
 def embed(
     args: argparse.Namespace, model: SavedModel, name: str, faces: FaceList, device: torch.device
-) -> np.ndarray:
-    """Unit embeddings of a list, float32, from the cache where they are there."""
+) -> StoredEmbeddings:
+    """Embed a list into the cache, where it is not there yet; collective."""
     size = model.settings.image_size
     images = ImageList(
         count=len(faces.paths),
@@ -97,7 +107,7 @@ def embed(
     )
     silent = True if parallel.rank() else None
     with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
-        stored = embed_to_folder(
+        return embed_to_folder(
             model.network,
             images,
             Path(args.cache) / f"{name}_{model.digest[:12]}",
@@ -106,9 +116,6 @@ def embed(
             device=device,
             progress=bar.update,
         )
-    rows = np.concatenate([part for _, part in stored.parts()])
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return rows
 
 
 def identify(

@@ -24,7 +24,8 @@ class Search:
     Attributes:
         mate_Q: score of the best entry of the query's own subject; -inf where it has none.
         rank_Q: 1 + the number of other subjects' entries with at least that score; 0 where the
-            query has no mate. A tie counts against the model.
+            query has no mate. A tie counts against the model (scores that differ by less than
+            float32's rounding may come out either way).
         other_Q: score of the best entry of another subject; -inf where there is none.
     """
 
