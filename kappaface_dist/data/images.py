@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 JPEG_START = b"\xff\xd8"
 JPEG_END = b"\xff\xd9"
@@ -37,7 +37,7 @@ def decode_image(payload: bytes, image_size: int) -> np.ndarray:
             with Image.open(io.BytesIO(payload)) as image:
                 pixels_HW3 = np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from error
+        raise ValueError(f"not a readable image ({_reason(error)})") from error
     if pixels_HW3.shape[:2] != (image_size, image_size):
         resized = Image.fromarray(pixels_HW3).resize(
             (image_size, image_size), Image.Resampling.BILINEAR
@@ -61,7 +61,7 @@ def decode_picture(payload: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(payload)) as image:
             return np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({error})") from error
+        raise ValueError(f"not a readable image ({_reason(error)})") from error
 
 
 def normalise_image(pixels_HW3: np.ndarray, out_3HW: np.ndarray) -> None:
@@ -70,6 +70,12 @@ def normalise_image(pixels_HW3: np.ndarray, out_3HW: np.ndarray) -> None:
     pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
     np.subtract(pixels_3HW, np.float32(127.5), out=out_3HW, dtype=np.float32)
     np.divide(out_3HW, np.float32(127.5), out=out_3HW)
+
+
+def _reason(error: Exception) -> str:
+    # Pillow's own text for this has the address of an object in it.
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "of no known image format" if unknown else str(error)
 
 
 def encode_jpeg(pixels_HW3: np.ndarray, quality: int = 95) -> bytes:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.data.dali import dali_is_installed
 from kappaface_dist.data.images import decode_image
+from kappaface_dist.data.loader import build_loader
 from kappaface_dist.data.record_index import read_index
 from kappaface_dist.data.recordio import RecordReader, RecordWriter
 from tests.unit.data.made_records import jpeg, part, record
@@ -99,7 +102,28 @@ def check_damaged(path, original, touched):
         except ValueError:
             continue
         assert catalog.label_I[index] == label
+    check_loaded(catalog)
     return "read"
+
+
+def check_loaded(catalog):
+    """Both loaders, where there are both: the same labels, or the same refusal."""
+    found = []
+    for name in ("cpu", "dali") if dali_is_installed() else ("cpu",):
+        loader = build_loader(
+            catalog,
+            loader=name,
+            batch_size=catalog.num_images,
+            augment="none",
+            num_threads=1,
+            device=torch.device("cpu"),
+        )
+        try:
+            (batch,) = loader.batches(0, 1)
+            found.append((batch.label_B.tolist(), loader.num_corrupt, dict(loader.corrupt)))
+        except ValueError as error:
+            found.append(str(error))
+    assert all(one == found[0] for one in found)
 
 
 def test_mutated_files(mxnet_files):
@@ -113,7 +137,7 @@ def test_mutated_files(mxnet_files):
         labels = reader.scan().label_R
         original = {int(at): (labels[i], reader.read(i)) for i, at in enumerate(reader.offset_R)}
         starts = list(original)
-        for trial in range(60):
+        for trial in range(125):
             damaged, text, touched = bytearray(good), good_index, None
             if trial % 6 == 0:
                 del damaged[int(rng.integers(0, len(good))) :]
@@ -134,8 +158,9 @@ def test_mutated_files(mxnet_files):
                 index.unlink()
             path.with_name(path.name + ".kfindex").unlink(missing_ok=True)
             outcomes.append(check_damaged(path, original, touched))
-    assert outcomes.count("refused") > 100
-    assert outcomes.count("read") > 10
+    assert len(outcomes) == 500
+    assert outcomes.count("refused") > 200
+    assert outcomes.count("read") > 20
 
 
 HEADER = struct.pack("<IfQQ", 0, 0.0, 0, 0)
