@@ -9,6 +9,7 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
     "dali-cuda130": ["nvidia-dali-cuda130>=1.52; platform_system=='Linux'"],
     "parquet": ["pyarrow>=15.0"],
+    "align": ["opencv-python-headless>=4.9"],
     "wandb": ["wandb>=0.18"],
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
     "triton": ["triton>=3.2; platform_system=='Linux'"],
@@ -45,6 +46,7 @@ setup(
             *EXTRAS["parquet"],
             *EXTRAS["export"],
             "faiss-cpu>=1.8",
+            *EXTRAS["align"],
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "scikit-learn>=1.4",
