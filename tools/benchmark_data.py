@@ -162,16 +162,18 @@ def take_turn(name: str, args: argparse.Namespace, results: Any) -> None:
         for _ in range(WARM_UP_BATCHES):
             next(batches)
         synchronise(args.device)
-        num_images, started = 0, time.perf_counter()
+        num_images, started, used = 0, time.perf_counter(), cpu_seconds()
         while time.perf_counter() - started < args.seconds:
             num_images += next(batches)
         synchronise(args.device)
-        seconds = time.perf_counter() - started
+        seconds, used = time.perf_counter() - started, cpu_seconds() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         results.put(
             {
                 "images_per_second": num_images / seconds,
                 "images_per_second_per_core": num_images / seconds / args.cores,
+                # Hardly moved by what else the machine does.
+                "images_per_cpu_second": num_images / used,
                 "first_batch_seconds": first_batch,
                 # Of the main process; kilobytes on Linux.
                 "peak_megabytes": peak / 1024,
@@ -183,6 +185,17 @@ def take_turn(name: str, args: argparse.Namespace, results: Any) -> None:
     results.close()
     results.join_thread()
     os._exit(0)
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of its workers, so far."""
+    times = os.times()
+    total = times.user + times.system
+    for worker in multiprocessing.active_children():
+        # Fields 14 and 15 of proc(5), in ticks; the name in field 2 may hold spaces.
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def synchronise(device: str) -> None:
@@ -218,17 +231,11 @@ def main() -> None:
     for name in ("dali_reader", "torch_dataloader"):
         ratio = speed["ours"] / speed[name] if speed["ours"] and speed[name] else None
         report[f"ratio_to_{name}"] = ratio
-    report |= {
-        "reader_records_per_second": time_reader(catalog),
-        "loader": args.loader,
-        "device": args.device,
-        "cores": args.cores,
-        "threads": args.threads,
-        "batch_size": args.batch_size,
-        "image_size": args.image_size,
-        "augment": args.augment,
-        "rounds": args.rounds,
-    }
+        if ratio:
+            of_cpu = "images_per_cpu_second"
+            report[f"cpu_ratio_to_{name}"] = report["ours"][of_cpu] / report[name][of_cpu]
+    report["reader_records_per_second"] = time_reader(catalog)
+    report |= {name: value for name, value in vars(args).items() if name != "json"}
     out = sys.stderr if args.json == "-" else sys.stdout
     for name, numbers in speed.items():
         text = f"{numbers:.0f} images/s" if numbers else report[name]["error"]

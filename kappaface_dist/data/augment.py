@@ -12,6 +12,7 @@ Shapes: B images on this rank.
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -101,6 +102,21 @@ class Changes:
     down_B: np.ndarray  # number in FILTERS
     up_B: np.ndarray
     quality_B: np.ndarray  # of the JPEG compression, 0 for none
+
+    @cached_property
+    def changed_B(self) -> np.ndarray:
+        """Which images get more than a mirror: bool."""
+        identity_34 = np.eye(3, 4, dtype=np.float32)
+        whole_4 = np.array(WHOLE, dtype=np.float32)
+        return (
+            (self.sigma_B > 0)
+            | (self.side_B < 1)
+            | (self.quality_B > 0)
+            | (self.occlusion_B4[:, 2] > 0)
+            | (self.crop_B4 != whole_4).any(axis=1)
+            | (self.window_B4 != whole_4).any(axis=1)
+            | (self.colour_B34 != identity_34).any(axis=(1, 2))
+        )
 
     def part(self, first: int, end: int) -> "Changes":
         """The changes of images first to end - 1."""

@@ -21,7 +21,7 @@ IDENTITY = np.eye(3, 4, dtype=np.float32)
 def apply_changes(pixels_HW3: np.ndarray, changes: Changes, i: int) -> np.ndarray:
     """Image i of the batch with its changes; the given array where there are none but a mirror."""
     out_HW3 = pixels_HW3
-    if _any_but_flip(changes, i):
+    if changes.changed_B[i]:
         out_HW3 = _change(pixels_HW3, changes, i)
     return out_HW3[:, ::-1] if changes.flip_B[i] else out_HW3
 
@@ -30,18 +30,6 @@ def box_pixels(box: np.ndarray, size: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels."""
     left, top, right, bottom = np.round(box * size).astype(int).tolist()
     return left, top, right, bottom
-
-
-def _any_but_flip(changes: Changes, i: int) -> bool:
-    return bool(
-        changes.sigma_B[i] > 0
-        or changes.side_B[i] < 1
-        or changes.quality_B[i] > 0
-        or changes.occlusion_B4[i, 2] > 0
-        or tuple(changes.crop_B4[i]) != WHOLE
-        or tuple(changes.window_B4[i]) != WHOLE
-        or not np.array_equal(changes.colour_B34[i], IDENTITY)
-    )
 
 
 def _change(pixels_HW3: np.ndarray, changes: Changes, i: int) -> np.ndarray:

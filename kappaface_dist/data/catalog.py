@@ -62,6 +62,14 @@ class Catalog:
         source, number = self._locate(index)
         return source.read(number)
 
+    def checked(self) -> np.ndarray:
+        """Images known to be readable from an earlier check_record.py: bool [I]."""
+        out_I = np.zeros(self.num_images, dtype=bool)
+        for source, first in zip(self.sources, self.first_image, strict=True):
+            if isinstance(source, RecordSource) and (found := source.readable()) is not None:
+                out_I[first : first + len(found)] = found
+        return out_I
+
     def where(self, index: int) -> str:
         """How messages name image index: its file, and its record there."""
         source, number = self._locate(index)

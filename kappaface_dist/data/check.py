@@ -4,7 +4,7 @@ Shapes: I images of the dataset, C classes.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -129,6 +129,7 @@ def check_catalog(
             total.formats += found.formats
             num_done += len(chunk)
             progress(num_done, num_images)
+    keep_result(catalog, total.unreadable)
     num_duplicates, shared = find_duplicates(hash_I, catalog.label_I)
     return CheckReport(
         num_images=num_images,
@@ -144,6 +145,15 @@ def check_catalog(
         empty_classes=np.flatnonzero(catalog.count_C == 0)[:MAX_LISTED].tolist(),
         range_faults=[fault for source in catalog.sources for fault in range_faults(source)],
     )
+
+
+def keep_result(catalog: Catalog, unreadable: Iterable[int]) -> None:
+    """Spare the DALI loader its own check of records that are looked at here."""
+    readable_I = np.ones(catalog.num_images, dtype=bool)
+    readable_I[list(unreadable)] = False
+    for source, first in zip(catalog.sources, catalog.first_image, strict=True):
+        if isinstance(source, RecordSource):
+            source.keep_readable(readable_I[first : first + len(source.label_I)])
 
 
 def _look_at(catalog: Catalog, chunk: range, hash_I: np.ndarray) -> _Found:

@@ -2,8 +2,9 @@
 
 Threads of ours read, and check each JPEG by a decode at an eighth of its size: that finds exactly
 what the CPU loader finds unreadable, at a fraction of the cost, and DALI never meets a file that
-would end its pipeline. An image that was good once is not checked again. Everything happens in the
-background, the training thread only takes finished batches.
+would end its pipeline. An image that was good once is not checked again, and
+after check_record.py none of a record is. Everything happens in the background, the training thread
+only takes batches.
 Shapes: B images on this rank, H W the image size.
 """
 
@@ -25,7 +26,7 @@ import torch
 from kappaface_dist.data.augment import PRESETS
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import HostBatch, Request
-from kappaface_dist.data.images import JPEG_START, decode_image
+from kappaface_dist.data.images import JPEG_START, check_jpeg, decode_image
 from kappaface_dist.data.readable import Readable
 
 SUBSAMPLINGS = frozenset(("444", "422", "420", "440", "411", "Gray"))
@@ -76,7 +77,7 @@ class DaliDecoder:
         self._num_threads = num_threads
         self._device = device
         self._readable = Readable(catalog, self._prepare)
-        self._good_I = np.zeros(catalog.num_images, dtype=bool)
+        self._good_I = catalog.checked()
 
     def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
         """Decode the requests in order, up to `ahead` of them before they are taken.
@@ -159,7 +160,14 @@ class DaliDecoder:
                 if not inside:
                     return
                 feeder.complete()
-                (images,) = pipeline.outputs()
+                try:
+                    (images,) = pipeline.outputs()
+                except RuntimeError as error:
+                    text = " ".join(str(error).split())[:300]
+                    raise RuntimeError(
+                        f"DALI cannot go on ({text}): set data.loader=cpu, and run"
+                        " tools/check_record.py if it was an image"
+                    ) from error
                 batch = inside.popleft()
                 _copy(images, batch.image, stream)
                 yield batch
@@ -223,17 +231,6 @@ class DaliDecoder:
         pixels_HW3 = decode_image(payload, size)
         ppm = b"P6\n%d %d\n255\n" % (size, size) + pixels_HW3.tobytes()
         return _Prepared(np.frombuffer(ppm, np.uint8), False)
-
-
-def check_jpeg(payload: bytes) -> None:
-    """Raise ValueError if libjpeg-turbo finds fault with the file, as decode_image() does.
-
-    All of its coded data is read, but only an eighth of the pixels is computed.
-    """
-    try:
-        simplejpeg.decode_jpeg(payload, colorspace="GRAY", min_factor=8)
-    except ValueError as error:
-        raise ValueError(f"not a readable image ({error})") from error
 
 
 def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None) -> None:

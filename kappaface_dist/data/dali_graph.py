@@ -122,7 +122,11 @@ def _around(left: int, top: int, right: int, bottom: int, size: int) -> tuple[li
 def _graph(preset: Preset, size: int, decoder: str) -> Any:
     payload = fn.external_source(name=PAYLOAD, dtype=types.UINT8, ndim=1)
     image = fn.decoders.image(
-        payload, device=decoder, output_type=types.RGB, adjust_orientation=False
+        payload,
+        device=decoder,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,  # as libjpeg does; otherwise the GPU's colours are coarser
     )
     # Resizing to the same size would cost as much as decoding.
     if _input(RESIZE, types.BOOL, 0):

@@ -64,6 +64,17 @@ def decode_picture(payload: bytes) -> np.ndarray:
         raise ValueError(f"not a readable image ({_reason(error)})") from error
 
 
+def check_jpeg(payload: bytes) -> None:
+    """Raise ValueError if libjpeg-turbo finds fault with the file, as decode_image() does.
+
+    All of its coded data is read, but only an eighth of the pixels is computed.
+    """
+    try:
+        simplejpeg.decode_jpeg(payload, colorspace="GRAY", min_factor=8)
+    except ValueError as error:
+        raise ValueError(f"not a readable image ({_reason(error)})") from error
+
+
 def normalise_image(pixels_HW3: np.ndarray, out_3HW: np.ndarray) -> None:
     """Write (x - 127.5) / 127.5 of uint8 pixels into a float32 array, channels first."""
     # Two steps: the strided copy of bytes and the conversion of whole rows are fast ones.

@@ -48,12 +48,32 @@ def load_or_build(source: Path, fingerprint: str, build: Callable[[], Arrays]) -
     return arrays
 
 
-def cache_paths(source: Path) -> list[Path]:
+def keep(source: Path, fingerprint: str, arrays: Arrays, suffix: str) -> bool:
+    """Write arrays to the first place that is writable; whether there is one."""
+    for path in cache_paths(source, suffix):
+        try:
+            write(path, fingerprint, arrays)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def recall(source: Path, fingerprint: str, suffix: str) -> Arrays | None:
+    """What keep() wrote for this state of the source; None if nothing did."""
+    for path in cache_paths(source, suffix):
+        arrays = read(path, fingerprint)
+        if arrays is not None:
+            return arrays
+    return None
+
+
+def cache_paths(source: Path, suffix: str = SUFFIX) -> list[Path]:
     """Where the cache of source may lie, in order of preference."""
-    beside = source / SUFFIX if source.is_dir() else source.with_name(source.name + SUFFIX)
+    beside = source / suffix if source.is_dir() else source.with_name(source.name + suffix)
     folder = os.environ.get("KAPPAFACE_CACHE") or Path.home() / ".cache" / "kappaface_dist"
     name = sha256(os.fsencode(source.resolve())).hexdigest()[:32]
-    return [beside, Path(folder) / (name + SUFFIX)]
+    return [beside, Path(folder) / (name + suffix)]
 
 
 def write(path: Path, fingerprint: str, arrays: Arrays) -> None:

@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".gif")
 )
 MAX_CLASSES = 2**31
+CHECKED_SUFFIX = ".kfchecked"
 
 
 class Source(Protocol):
@@ -52,7 +53,8 @@ class RecordSource:
     class_names: Sequence[str] | None = None
 
     def __init__(self, path: Path):
-        arrays = index_cache.load_or_build(path, _record_stamp(path), lambda: _index_records(path))
+        self._path, self._stamp = path, _record_stamp(path)
+        arrays = index_cache.load_or_build(path, self._stamp, lambda: _index_records(path))
         self.label_I = arrays["label"]
         self.reader = RecordReader(path, arrays["offset"])
         self._record_I = arrays["record"] if len(arrays["record"]) else range(len(self.label_I))
@@ -60,6 +62,16 @@ class RecordSource:
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; ValueError if the record is damaged."""
         return self.reader.read(self._record_I[index])
+
+    def readable(self) -> np.ndarray | None:
+        """Which images check_record.py could decode, bool [I]; None if it was not run."""
+        kept = index_cache.recall(self._path, self._stamp, CHECKED_SUFFIX)
+        return None if kept is None else np.unpackbits(kept["readable"])[: len(self.label_I)] > 0
+
+    def keep_readable(self, readable_I: np.ndarray) -> None:
+        """Keep the result of a check for later starts, where there is a place to write."""
+        arrays = {"readable": np.packbits(readable_I)}
+        index_cache.keep(self._path, self._stamp, arrays, CHECKED_SUFFIX)
 
     def where(self, index: int) -> str:
         """File, number of the record in it (identity records counted) and byte."""

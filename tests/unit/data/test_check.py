@@ -95,3 +95,14 @@ def test_the_tool(tmp_path):
     assert f"unreadable: {bad} record 12 (byte " in done.stdout
     assert done.stdout.splitlines()[-1].startswith("verdict: not good: 1 of 13 images")
     assert np.count_nonzero([line.startswith("Traceback") for line in done.stderr.split()]) == 0
+
+
+def test_what_was_checked_is_remembered_until_the_file_changes(tmp_path):
+    entries = good_entries()
+    entries[5] = (1, entries[5][1][:100])
+    path = write(tmp_path / "a.rec", entries)
+    assert not open_catalog(path).checked().any()
+    checked(path)
+    assert open_catalog(path).checked().tolist() == [i != 5 for i in range(12)]
+    write(path, good_entries())
+    assert not open_catalog(path).checked().any()
