@@ -95,13 +95,7 @@ def build_job(config: Config, device: torch.device) -> Job:
         pair_sets=pair_sets,
         loader=loader,
         network=network,
-        backbone=wrap_backbone(
-            network,
-            compiled=config.backbone.compile,
-            gradient_dtype=DTYPES[config.backbone.gradient_dtype],
-            static_graph=config.backbone.static_graph,
-            bucket_megabytes=config.backbone.bucket_megabytes,
-        ),
+        backbone=wrap_for_training(config, network),
         head=build_head(config, catalog, device),
         optimizer=build_optimizer(
             config.optimizer.name,
@@ -125,17 +119,7 @@ def build_network(config: Config, device: torch.device, *, initial: bool = False
     """
     torch.manual_seed(config.run.seed)
     section = config.backbone
-    network = build_backbone(
-        section.name,
-        embedding_size=section.embedding_size,
-        image_size=config.data.image_size,
-        checkpointing=section.checkpointing,
-        depths=section.depths,
-        widths=section.widths,
-        drop_path=section.drop_path,
-        dropout=section.dropout,
-        mask_ratio=section.mask_ratio,
-    )
+    network = new_network(config)
     if section.init is not None and not initial:
         path = section.init
         if path.endswith((".pth", ".pt")):
@@ -154,6 +138,34 @@ def build_network(config: Config, device: torch.device, *, initial: bool = False
     if section.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(device)
+
+
+def new_network(config: Config) -> nn.Module:
+    """The backbone with random weights."""
+    section = config.backbone
+    return build_backbone(
+        section.name,
+        embedding_size=section.embedding_size,
+        image_size=config.data.image_size,
+        checkpointing=section.checkpointing,
+        depths=section.depths,
+        widths=section.widths,
+        drop_path=section.drop_path,
+        dropout=section.dropout,
+        mask_ratio=section.mask_ratio,
+    )
+
+
+def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
+    """What training calls instead of the network."""
+    section = config.backbone
+    return wrap_backbone(
+        network,
+        compiled=section.compile,
+        gradient_dtype=DTYPES[section.gradient_dtype],
+        static_graph=section.static_graph,
+        bucket_megabytes=section.bucket_megabytes,
+    )
 
 
 def backbone_settings(config: Config) -> BackboneSettings:

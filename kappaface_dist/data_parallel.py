@@ -83,6 +83,7 @@ def mean_in_bf16(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch
     future = dist.all_reduce(compressed, async_op=True).get_future()
 
     def decompress(done: torch.futures.Future) -> torch.Tensor:
-        return gradient.copy_(done.value()[0])
+        done.wait()
+        return gradient.copy_(compressed)
 
     return future.then(decompress)

@@ -1,0 +1,126 @@
+"""What a job will need, before it runs: memory, traffic and time of one rank, and what fits."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kappaface_dist.backbones.counting import count_cost
+from kappaface_dist.build import new_network
+from kappaface_dist.config import Config
+from kappaface_dist.plan_collectives import PlannedCall, plan_collectives
+from kappaface_dist.plan_memory import JobSize, bytes_per_class, memory_items
+from kappaface_dist.plan_time import Device, step_seconds
+
+# What the driver, NCCL's buffers, cuDNN's workspaces and the allocator's gaps leave of the memory.
+USABLE_SHARE = 0.92
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and seconds of one rank (the one with most classes), by item."""
+
+    memory_bytes: dict[str, int]
+    collectives: list[PlannedCall]
+    step_seconds: dict[str, float]
+    usable_bytes: int
+    largest_num_classes: int
+    images_per_second: float
+    seconds_in_all: float
+
+    @property
+    def total_memory_bytes(self) -> int:
+        return sum(self.memory_bytes.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total_memory_bytes <= self.usable_bytes
+
+    @property
+    def collective_bytes(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for call in self.collectives:
+            total[call.item] = total.get(call.item, 0) + call.num_bytes
+        return total
+
+
+def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
+    """Plan a job; call it inside `pretend_ranks(size.num_ranks)`."""
+    memory = memory_items(config, size, device.kind)
+    section = config.backbone
+    cost = count_cost(
+        section.name,
+        embedding_size=section.embedding_size,
+        image_size=config.data.image_size,
+        depths=section.depths,
+        widths=section.widths,
+        mask_ratio=section.mask_ratio,
+    )
+    with FakeTensorMode():
+        trained = [p.numel() for p in new_network(config).parameters() if p.requires_grad]
+    calls = plan_collectives(config, size.num_ranks, trained)
+    seconds = step_seconds(config, size, device, cost, memory, calls)
+    usable = int(device.memory_bytes * USABLE_SHARE)
+    global_batch = config.data.batch_size * size.num_ranks * config.optimizer.accumulate
+    speed = global_batch / sum(seconds.values())
+    if config.run.steps is not None:
+        total_images = config.run.steps * global_batch
+    else:
+        total_images = int((config.run.epochs or 0) * size.num_images)
+    return Plan(
+        memory_bytes=memory,
+        collectives=calls,
+        step_seconds=seconds,
+        usable_bytes=usable,
+        largest_num_classes=_largest_num_classes(config, size, memory, usable),
+        images_per_second=speed,
+        seconds_in_all=total_images / speed,
+    )
+
+
+def _largest_num_classes(config: Config, size: JobSize, memory: dict[str, int], usable: int) -> int:
+    """Classes of all ranks whose state fits beside what does not depend on them."""
+    per_class = bytes_per_class(config, size.num_ranks)
+    fixed = sum(value for name, value in memory.items() if name not in per_class)
+    rows = (usable - fixed) / sum(per_class.values())
+    return max(int(rows) * size.num_ranks, 0)
+
+
+def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, int]]:
+    """Settings that would save memory, the most effective first: (key=value ..., total bytes).
+
+    Each is planned, not guessed; those that save less than 2 % are left out.
+    """
+
+    def changed(section: str, **values: Any) -> Config:
+        part = dataclasses.replace(getattr(config, section), **values)
+        return dataclasses.replace(config, **{section: part})
+
+    half = config.data.batch_size // 2
+    candidates = {"backbone.checkpointing=true": changed("backbone", checkpointing=True)}
+    if half:
+        both = dataclasses.replace(config.optimizer, accumulate=2 * config.optimizer.accumulate)
+        smaller = dataclasses.replace(changed("data", batch_size=half), optimizer=both)
+        candidates[f"data.batch_size={half} optimizer.accumulate={both.accumulate}"] = smaller
+    if config.precision == "fp32":
+        candidates["precision=bf16"] = dataclasses.replace(config, precision="bf16")
+    if config.optimizer.name == "adamw":
+        candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
+    else:
+        candidates["head.momentum_dtype=bf16"] = changed("head", momentum_dtype="bf16")
+    if config.head.logit_cache_bytes:
+        candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
+    if config.margin.get("name") == "kappaface":
+        candidates["margin.name=arcface"] = dataclasses.replace(
+            config, margin={"name": "arcface", "scale": config.margin.get("scale", 64.0)}
+        )
+    now = sum(memory_items(config, size, device.kind).values())
+    totals = {
+        text: sum(memory_items(other, size, device.kind).values())
+        for text, other in candidates.items()
+    }
+    return sorted(
+        ((text, total) for text, total in totals.items() if total < 0.98 * now),
+        key=lambda found: found[1],
+    )

@@ -1,0 +1,61 @@
+"""The collectives of one step, as train_step will issue them.
+
+Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding size.
+"""
+
+from dataclasses import dataclass
+
+from kappaface_dist.config import Config
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """One collective of a step.
+
+    Attributes:
+        item: what for.
+        name: which.
+        num_bytes: of the tensor that a rank hands in.
+    """
+
+    item: str
+    name: str
+    num_bytes: int
+
+
+def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -> list[PlannedCall]:
+    """All collectives of a rank in a step; one rank has none.
+
+    Besides these the trainer sums four bytes per step on the CPU, to agree on when to stop.
+
+    Args:
+        trained_sizes: numbers in each trained parameter of the backbone, in its order.
+    """
+    if num_ranks == 1:
+        return []
+    k, cached = config.optimizer.accumulate, config.optimizer.cache_embeddings
+    images = config.data.batch_size * (k if cached else 1)
+    size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
+    head = [
+        # A label of eight bytes travels behind its embedding.
+        PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + 8)),
+        PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
+        PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
+    ]
+    number = 2 if config.backbone.gradient_dtype == "bf16" else 4
+    buckets = bucket_sizes(trained_sizes, config.backbone.bucket_megabytes)
+    gradients = [
+        PlannedCall("gradient_all_reduce", "all_reduce", bucket * number) for bucket in buckets
+    ]
+    return head * (1 if cached else k) + gradients
+
+
+def bucket_sizes(trained_sizes: list[int], bucket_megabytes: float) -> list[int]:
+    """Numbers in each of DDP's buckets: filled from the last parameter on until they are full."""
+    buckets, filled = [], 0
+    for size in reversed(trained_sizes):
+        filled += size
+        if filled * 4 >= bucket_megabytes * 2**20:
+            buckets.append(filled)
+            filled = 0
+    return buckets + [filled] * (filled > 0)

@@ -1,0 +1,212 @@
+"""Bytes that one rank of a job will hold, by item.
+
+The backbone's are counted in one step on fake tensors. The head's rows are counted on a head of a
+few classes; its buffers are measured on one that is smaller in images, embedding size and chunk by
+the same factor s, with which all of them shrink as s². Call these functions inside
+`pretend_group.pretend_ranks`.
+Shapes: G images of a micro-batch on all ranks, D embedding size, K classes of this shard.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from kappaface_dist.build import DTYPES, new_network
+from kappaface_dist.config import Config
+from kappaface_dist.head.sampling import sample_rows, sample_size
+from kappaface_dist.head.streaming_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
+from kappaface_dist.made_up_job import made_up_head
+from kappaface_dist.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.optim import build_optimizer
+
+# Of the smaller head; below that, vectors of G numbers would count for too much.
+SMALLEST_EMBEDDING = 128
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class JobSize:
+    """Attributes:
+    num_classes: C, of all ranks.
+    num_images: of the dataset.
+    num_ranks: N.
+    """
+
+    num_classes: int
+    num_images: int
+    num_ranks: int
+
+    @property
+    def classes_per_rank(self) -> int:
+        """K of the largest shard."""
+        return -(-self.num_classes // self.num_ranks)
+
+
+def micro_batch_images(config: Config, size: JobSize) -> int:
+    """G: images that the head sees at a time."""
+    cached = config.optimizer.cache_embeddings
+    return config.data.batch_size * size.num_ranks * (config.optimizer.accumulate if cached else 1)
+
+
+def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
+    """Every item in bytes; they are added up as if all were there at once."""
+    return backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+
+
+def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
+    """Parameters and running statistics, gradients, optimizer, images, activations, workspaces."""
+    with FakeTensorMode():
+        network = new_network(config)
+        state = num_bytes([*network.parameters(), *network.buffers()])
+        trained = [p for p in network.parameters() if p.requires_grad]
+        section = config.optimizer
+        optimizer = build_optimizer(
+            section.name,
+            network,
+            lr=section.lr,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+        )
+        side = config.data.image_size
+        image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
+        if num_ranks > 1:  # DDP has the gradients' memory from the start
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+        activations, workspace = _forward_backward(config, network, image_B3HW)
+        gradients = num_bytes(p.grad for p in trained if p.grad is not None)
+        if num_ranks == 1:
+            workspace = max(workspace - gradients, 0)
+        optimizer.step()
+        with MemoryMeter() as meter:
+            torch.nn.utils.clip_grad_norm_(trained, section.clip_norm or float("inf"))
+            optimizer.step()
+        moments = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+        if config.backbone.gradient_dtype == "bf16" and num_ranks > 1:
+            bucket = int(config.backbone.bucket_megabytes * 2**20)
+            workspace += min(bucket, gradients) // 2
+        images = num_bytes([image_B3HW]) * section.accumulate
+        return {
+            "backbone_parameters": state,
+            "backbone_gradients": gradients,
+            "backbone_optimizer": num_bytes(moments),
+            "images": images,
+            "activations": activations,
+            "backward_workspace": workspace,
+            "optimizer_workspace": meter.peak_bytes,
+        }
+
+
+def _forward_backward(
+    config: Config, network: torch.nn.Module, image_B3HW: torch.Tensor
+) -> tuple[int, int]:
+    """(bytes held between forward and backward pass, most bytes beyond them in the backward)."""
+    with MemoryMeter() as meter:
+        with torch.autocast("cpu", DTYPES[config.precision], enabled=config.precision != "fp32"):
+            embedding_BD = network(image_B3HW)
+        activations = meter.live_bytes
+        meter.reset_peak()
+        embedding_BD.backward(torch.ones_like(embedding_BD))
+        return activations, meter.peak_bytes - activations
+
+
+def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int]:
+    """State of this rank's classes by kind, and the buffers of a step."""
+    rows = size.classes_per_rank
+    per_class = bytes_per_class(config, size.num_ranks)
+    items = {name: int(slope * rows) for name, slope in per_class.items()}
+    num_images = micro_batch_images(config, size)
+    used = sample_size(rows, config.head.sample_rate, num_images)
+    items["logit_cache"] = min(config.head.logit_cache_bytes, 2 * num_images * used)
+    items["head_buffers"] = buffer_bytes(config, used, size, device_type)
+    if used < rows:
+        # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
+        drawing = int(sampling_bytes_per_class(config.head.sample_rate) * rows)
+        drawing += 8 * num_images * config.backbone.embedding_size
+        items["head_buffers"] = max(items["head_buffers"] + 8 * used, drawing)
+    return items
+
+
+def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
+    """Bytes of state for each class of a shard: centres, their optimizer, statistics."""
+    few, more = (
+        head_state_bytes(made_up_head(config, count * num_ranks, CPU)) for count in (64, 192)
+    )
+    return {name: (more[name] - few[name]) / 128 for name in few}
+
+
+def head_state_bytes(head: torch.nn.Module) -> dict[str, int]:
+    """Bytes that a head holds between steps, by kind."""
+    state = head.sharded_state()  # type: ignore[operator]
+    statistics = getattr(head, "statistics", None)
+    own = [] if statistics is None else [t for t in vars(statistics).values() if torch.is_tensor(t)]
+    optimizer = [t for name, t in state.items() if name.startswith("optimizer.")]
+    known = {id(t) for t in [state["weight"], *optimizer]}
+    others = {id(t): t for t in [*state.values(), *own] if id(t) not in known}
+    return {
+        "centres": num_bytes([state["weight"]]),
+        "centre_optimizer": num_bytes(optimizer),
+        "class_statistics": num_bytes(others.values()),
+    }
+
+
+def sampling_bytes_per_class(sample_rate: float) -> float:
+    """Peak bytes for each class of the shard while a sample is drawn."""
+    owned_G = torch.ones(8, dtype=torch.bool)
+    peaks = []
+    for rows in (4096, 8192):
+        with MemoryMeter() as meter:
+            sample_rows(torch.arange(8), owned_G, rows, sample_rate, seed=0)
+        peaks.append(meter.peak_bytes)
+    return (peaks[1] - peaks[0]) / 4096
+
+
+class _Chunks(Softmax):
+    """Softmax with a given number of rows per chunk."""
+
+    def chunk_rows(self, embedding_GD: torch.Tensor) -> int:
+        assert self.chunk_bytes is not None
+        return self.chunk_bytes
+
+
+def chunk_rows(num_images: int, embedding_size: int, device_type: str) -> int:
+    """Rows of the centres that the head takes at a time."""
+    default = GPU_CHUNK_BYTES if device_type == "cuda" else CPU_CHUNK_BYTES
+    shape = torch.empty(num_images, embedding_size, device="meta")
+    return Softmax(1.0, torch.float32, chunk_bytes=default).chunk_rows(shape)
+
+
+def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> int:
+    """Most bytes that a step of the head takes beyond state and logit cache."""
+    images = micro_batch_images(config, size) // size.num_ranks
+    embedding_size = config.backbone.embedding_size
+    factor = 1
+    while embedding_size // (2 * factor) >= SMALLEST_EMBEDDING and images // (2 * factor) >= 1:
+        factor *= 2
+    chunk = min(chunk_rows(images * size.num_ranks, embedding_size, device_type), rows)
+    chunk = max(chunk // factor, 1)
+    few = min(3 * chunk, max(rows // factor, 1))
+    sampled = rows < size.classes_per_rank
+    # Where the job samples, so does this head: gathered rows are copies.
+    shard = 4 * few if sampled else few
+    rate = max(few - micro_batch_images(config, size) // factor, 1) / shard if sampled else 1.0
+    small = dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(config.backbone, embedding_size=embedding_size // factor),
+        head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=0),
+    )
+    head = made_up_head(small, shard * size.num_ranks, CPU)
+    fields = {f.name: getattr(head.softmax, f.name) for f in dataclasses.fields(head.softmax)}
+    head.softmax = _Chunks(**{**fields, "chunk_bytes": chunk})
+    embedding_BD = torch.randn(images // factor, embedding_size // factor).requires_grad_()
+    label_B = torch.arange(len(embedding_BD)) % head.num_classes
+    with MemoryMeter() as meter:
+        loss = head(embedding_BD, label_B)
+        forward_peak = meter.peak_bytes
+        loss.backward()
+        before = meter.live_bytes
+        meter.reset_peak()
+        head.step(0.1)
+        peak = max(forward_peak, meter.peak_bytes - before)
+    return peak * factor**2

@@ -1,0 +1,156 @@
+"""Seconds of a step by item, from rates of the device or from measured ones.
+
+A rough model, not a measurement: sums of work over rate. Give plan.py a calibration file that the
+benchmark tools wrote on the machine for numbers to rely on.
+Shapes: B images of a micro-batch on this rank, G on all N ranks, K rows of this rank in use, D
+embedding size.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from kappaface_dist.backbones.counting import Cost
+from kappaface_dist.config import Config
+from kappaface_dist.head.sampling import sample_size
+from kappaface_dist.plan_collectives import PlannedCall
+from kappaface_dist.plan_memory import JobSize, micro_batch_images
+
+GIGA, TERA = 1e9, 1e12
+# Share of the datasheet's rate that large products reach.
+PRODUCT_SHARE = 0.6
+# A saved activation is written and read about so often by the operators around it.
+PASSES_OVER_ACTIVATIONS = 7
+# Share of the backward pass that DDP's exchange can hide behind.
+HIDDEN_SHARE = 0.6
+SECONDS_PER_COLLECTIVE = 20e-6
+RANKS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of one device and of what connects it; bytes, floating-point operations, per second.
+
+    Attributes:
+        half_flops: matrix products of 16-bit operands.
+        flops: of 32-bit operands.
+        node_bytes: between devices of a node, each way.
+        network_bytes: between nodes, for each device.
+        decoded_images: that its share of the host's cores delivers.
+        backbone_flops, head_flops: measured rates of the whole part; 0: by the model.
+        kind: cpu or cuda, for the sizes of the head's chunks.
+    """
+
+    memory_bytes: float
+    half_flops: float
+    flops: float
+    memory_bandwidth: float
+    node_bytes: float
+    network_bytes: float
+    decoded_images: float = 8000.0
+    backbone_flops: float = 0.0
+    head_flops: float = 0.0
+    kind: str = "cuda"
+
+
+# Datasheets; dense rates. Decoding: eight cores for each device, DALI's CPU share.
+DEVICES = {
+    "h200": Device(141e9, 989 * TERA, 67 * TERA, 4.8 * TERA, 450 * GIGA, 50 * GIGA),
+    "h100": Device(80e9, 989 * TERA, 67 * TERA, 3.35 * TERA, 450 * GIGA, 50 * GIGA),
+    "a100": Device(80e9, 312 * TERA, 19.5 * TERA, 2.0 * TERA, 300 * GIGA, 25 * GIGA),
+    "a100-40": Device(40e9, 312 * TERA, 19.5 * TERA, 1.55 * TERA, 300 * GIGA, 25 * GIGA),
+    "v100-32": Device(32e9, 125 * TERA, 15.7 * TERA, 0.9 * TERA, 150 * GIGA, 12 * GIGA),
+    "v100-16": Device(16e9, 125 * TERA, 15.7 * TERA, 0.9 * TERA, 150 * GIGA, 12 * GIGA),
+    "l40s": Device(48e9, 362 * TERA, 91 * TERA, 0.86 * TERA, 25 * GIGA, 12 * GIGA),
+    "rtx4090": Device(24e9, 165 * TERA, 82 * TERA, 1.0 * TERA, 25 * GIGA, 3 * GIGA),
+    # One core of a server CPU with AVX-512 and its share of the memory.
+    "cpu": Device(8e9, 0.10 * TERA, 0.05 * TERA, 10 * GIGA, 2 * GIGA, 1 * GIGA, 4000.0, kind="cpu"),
+}
+
+
+def calibrated(device: Device, paths: list[str]) -> Device:
+    """The device with the rates in the reports of benchmark_step.py or benchmark_head.py.
+
+    Raises:
+        ValueError: a file is no such report.
+    """
+    known = {field.name for field in fields(Device)} - {"kind"}
+    for path in paths:
+        try:
+            report = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"calibration {path} cannot be read: {error}") from error
+        rates = report.get("calibration", {})
+        if "ps_per_logit" in report.get("streaming", {}):  # of benchmark_head.py
+            logit_flops = 6 * report["embedding"]
+            rates = {"head_flops": logit_flops / (report["streaming"]["ps_per_logit"] * 1e-12)}
+        if not rates or not set(rates) <= known:
+            raise ValueError(
+                f"calibration {path} holds no rates, expected a JSON report of benchmark_step.py"
+                " or benchmark_head.py"
+            )
+        device = replace(device, **rates)
+    return device
+
+
+def step_seconds(
+    config: Config,
+    size: JobSize,
+    device: Device,
+    cost: Cost,
+    memory: Mapping[str, int],
+    calls: list[PlannedCall],
+) -> dict[str, float]:
+    """Seconds by item; communication and data only as far as nothing else hides them."""
+    accumulate, cached = config.optimizer.accumulate, config.optimizer.cache_embeddings
+    images = config.data.batch_size * accumulate
+    # Forward is a third of the work; what is run twice adds another.
+    repeats = 1.0 + (bool(config.backbone.checkpointing) + cached) / 3
+    if device.backbone_flops:
+        backbone = images * cost.training_flops * repeats / device.backbone_flops
+    else:
+        rate = device.flops if config.precision == "fp32" else device.half_flops
+        products = images * cost.training_flops * repeats / (PRODUCT_SHARE * rate)
+        traffic = memory["activations"] * accumulate * PASSES_OVER_ACTIVATIONS
+        backbone = products + traffic / device.memory_bandwidth
+    head = head_seconds(config, size, device) * (1 if cached else accumulate)
+    # Read parameters, gradients and state, write parameters and state.
+    updated = 5 * memory["backbone_gradients"] + memory["optimizer_workspace"]
+    communication = [call_seconds(call, size.num_ranks, device) for call in calls]
+    gradient = sum(
+        seconds
+        for call, seconds in zip(calls, communication, strict=True)
+        if call.item == "gradient_all_reduce"
+    )
+    # Only the last micro-batch's backward pass has an exchange to hide.
+    hidden = min(gradient, HIDDEN_SHARE * backbone * 2 / 3 / accumulate)
+    seconds = {
+        "backbone": backbone,
+        "head": head,
+        "optimizer": updated / device.memory_bandwidth,
+        "communication": sum(communication) - hidden,
+    }
+    return seconds | {"data_wait": max(images / device.decoded_images - sum(seconds.values()), 0.0)}
+
+
+def head_seconds(config: Config, size: JobSize, device: Device) -> float:
+    """Both passes over the rows in use: products, and the traffic of centres and their state."""
+    images = micro_batch_images(config, size)
+    rows = sample_size(size.classes_per_rank, config.head.sample_rate, images)
+    embedding = config.backbone.embedding_size
+    # Logits, embedding gradient, centre gradient; and the logits again where they are not kept.
+    kept = min(1.0, config.head.logit_cache_bytes / (2 * images * rows))
+    flops = 2 * images * rows * embedding * (4 - kept)
+    half = config.head.dtype == "bf16" and device.kind == "cuda"
+    model = PRODUCT_SHARE * (device.half_flops if half else device.flops)
+    traffic = 5 * 4 * rows * embedding
+    return flops / (device.head_flops or model) + traffic / device.memory_bandwidth
+
+
+def call_seconds(call: PlannedCall, num_ranks: int, device: Device) -> float:
+    """A ring's time; an all-reduce goes round twice."""
+    link = device.node_bytes if num_ranks <= RANKS_PER_NODE else device.network_bytes
+    share = (num_ranks - 1) / num_ranks
+    rounds = {"all_gather": num_ranks, "reduce_scatter": 1, "all_reduce": 2}[call.name]
+    return SECONDS_PER_COLLECTIVE + call.num_bytes * rounds * share / link

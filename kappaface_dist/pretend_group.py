@@ -1,0 +1,57 @@
+"""One rank of a large job, alone: torch's fake process group, and answers that make sense.
+
+The fake group's collectives do nothing at all, so a gather would hand out memory as it was. Here
+the other ranks hand in what this one does: a gather repeats it, a reduce-scatter returns this
+rank's rows. Sums are left as they are: the other ranks' classes count as far away.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _Echo(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "c10d" and func._opname == "_allgather_base_":
+            out_GX, own_BX = args[0], args[1]
+            out_GX.view(-1, *own_BX.shape).copy_(own_BX)
+        elif func.namespace == "c10d" and func._opname == "_reduce_scatter_base_":
+            own_BX, in_GX = args[0], args[1]
+            own_BX.copy_(in_GX[: len(own_BX)])
+        return result
+
+
+@contextmanager
+def pretend_ranks(num_ranks: int, rank: int = 0) -> Iterator[None]:
+    """Inside, this process is `rank` of `num_ranks`; of one rank, no group is made."""
+    if num_ranks == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
+    try:
+        with _Echo():
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def exchange_in_pretence(backbone: torch.nn.Module) -> None:
+    """Let DDP start its all-reduces itself: it waits for results that the fake group has not."""
+    if isinstance(backbone, DistributedDataParallel):
+        backbone.register_comm_hook(None, _all_reduce)
+
+
+def _all_reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    dist.all_reduce(bucket.buffer())
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future

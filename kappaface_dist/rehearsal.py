@@ -1,0 +1,128 @@
+"""One rank of a large job, run for a few steps with pretended neighbours and made-up images.
+
+Its tensors and its computation are the real ones; what it reports is measured.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kappaface_dist.build import Job, wrap_for_training
+from kappaface_dist.collectives import CountCollectives
+from kappaface_dist.config import Config
+from kappaface_dist.made_up_job import made_up_job, random_batches
+from kappaface_dist.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.plan_memory import JobSize, head_state_bytes
+from kappaface_dist.pretend_group import exchange_in_pretence
+from kappaface_dist.train_step import train_step
+
+NUM_STEPS = 4
+
+
+def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, Any]:
+    """Run NUM_STEPS steps inside `pretend_ranks` and measure the last.
+
+    Returns:
+        memory_bytes by item, the collectives of the step, seconds of the step and of its parts, and
+        peak_process_bytes, the operating system's word for all of it.
+    """
+    job = made_up_job(config, size.num_classes, device, wrap=_wrap)
+    batches = random_batches(config, size.num_classes, device)
+    phases = _Phases(job, device)
+    for step in range(NUM_STEPS):
+        phases.restart()
+        started = time.perf_counter()
+        with CountCollectives() as count, phases.meter:
+            loss = train_step(job, batches, 0.01, step * job.global_batch, phase=phases.enter)
+        seconds = time.perf_counter() - started
+    return {
+        "loss": loss.item(),
+        "classes_per_rank": len(job.head.classes),
+        "memory_bytes": phases.memory_items(batches),
+        "collectives": count.calls,
+        "seconds": seconds,
+        "seconds_by_part": phases.seconds,
+        "peak_process_bytes": _peak_process_bytes(device),
+    }
+
+
+def _wrap(config: Config, network: nn.Module) -> nn.Module:
+    backbone = wrap_for_training(config, network)
+    if config.backbone.gradient_dtype == "fp32":
+        exchange_in_pretence(backbone)
+    return backbone
+
+
+class _Phases:
+    """Bytes and seconds of each part of a step."""
+
+    def __init__(self, job: Job, device: torch.device):
+        self.job, self.on_gpu = job, device.type == "cuda"
+        self.restart()
+
+    def restart(self) -> None:
+        self.meter = MemoryMeter()
+        self.held: dict[str, int] = {}
+        self.peak: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.cache_bytes = 0
+
+    @contextmanager
+    def enter(self, name: str) -> Iterator[None]:
+        before, _ = self._bytes()
+        started = time.perf_counter()
+        self.meter.reset_peak()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        yield
+        live, peak = self._bytes()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.held[name] = max(self.held.get(name, 0), live - before)
+        self.peak[name] = max(self.peak.get(name, 0), peak - before)
+        caches = [batch.cache for batch in self.job.head._pending]
+        blocks = [cache._block for cache in caches if cache is not None]
+        taken = num_bytes(block for block in blocks if block is not None)
+        self.cache_bytes = max(self.cache_bytes, taken)
+
+    def _bytes(self) -> tuple[int, int]:
+        """(alive, most since the part began); on a GPU when it has done all work so far."""
+        if not self.on_gpu:
+            return self.meter.live_bytes, self.meter.peak_bytes
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+
+    def memory_items(self, batches: list[Any]) -> dict[str, int]:
+        job = self.job
+        trained = [p for p in job.network.parameters() if p.requires_grad]
+        gradients = num_bytes(p.grad for p in trained if p.grad is not None)
+        moments = [
+            t for s in job.optimizer.state.values() for t in s.values() if torch.is_tensor(t)
+        ]
+        backward = self.peak["backward"]
+        if job.backbone is job.network:  # the gradients came to be in the backward pass
+            backward = max(backward - gradients, 0)
+        return {
+            "backbone_parameters": num_bytes([*job.network.parameters(), *job.network.buffers()]),
+            "backbone_gradients": gradients,
+            "backbone_optimizer": num_bytes(moments),
+            "images": num_bytes(batch.image_B3HW for batch in batches),
+            "activations": self.held["backbone_forward"],
+            "backward_workspace": backward,
+            "optimizer_workspace": self.peak["optimizer"],
+            **head_state_bytes(job.head),
+            "logit_cache": self.cache_bytes,
+            "head_buffers": max(
+                self.peak["head_forward"] - self.cache_bytes, self.peak["head_step"]
+            ),
+        }
+
+
+def _peak_process_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

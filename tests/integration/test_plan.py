@@ -1,0 +1,141 @@
+"""The plan of a job against one rank of it, really run among pretended neighbours."""
+
+import json
+
+import pytest
+import torch
+
+from kappaface_dist.config_file import load_config
+from kappaface_dist.plan import make_plan, remedies
+from kappaface_dist.plan_collectives import bucket_sizes
+from kappaface_dist.plan_memory import JobSize
+from kappaface_dist.plan_time import DEVICES, calibrated
+from kappaface_dist.pretend_group import pretend_ranks
+from kappaface_dist.rehearsal import rehearse
+from tests.commands import python
+
+CPU = torch.device("cpu")
+SMALL = [
+    "data.train=none",
+    "data.batch_size=4",
+    "data.image_size=32",
+    "backbone.name=tiny",
+    "backbone.embedding_size=16",
+    "run.epochs=1",
+]
+# Classes of a rank beyond which the job is scaled down, to keep the tests small.
+MOST_ROWS = 200_000
+
+
+@pytest.fixture
+def load(tmp_path):
+    def _load(*overrides):
+        (tmp_path / "config.yaml").write_text("{}\n")
+        return load_config(tmp_path / "config.yaml", [*SMALL, *overrides])
+
+    return _load
+
+
+def compare(config, num_ranks, num_classes, rank=0):
+    """Every planned item and collective is what the rank takes."""
+    size = JobSize(num_classes, 40 * num_classes, num_ranks)
+    with pretend_ranks(num_ranks, rank):
+        measured = rehearse(config, size, CPU)
+        plan = make_plan(config, size, DEVICES["cpu"])
+    assert plan.memory_bytes.keys() == measured["memory_bytes"].keys()
+    for item, num_bytes in measured["memory_bytes"].items():
+        assert plan.memory_bytes[item] == pytest.approx(num_bytes, rel=0.1, abs=2000), item
+    planned = [(call.name, call.num_bytes) for call in plan.collectives]
+    assert [(call.name, call.num_bytes) for call in measured["collectives"]] == planned
+    return plan
+
+
+@pytest.mark.parametrize("num_classes", [360_000, 2_000_000, 10_000_000, 100_000_000])
+@pytest.mark.parametrize("num_ranks", [1, 8, 64, 512])
+def test_every_item_is_as_planned(load, num_ranks, num_classes):
+    num_classes = min(num_classes, MOST_ROWS * num_ranks)
+    plan = compare(load(), num_ranks, num_classes)
+    # Centres and momentum of D = 16 in fp32: by hand.
+    assert plan.memory_bytes["centres"] == -(-num_classes // num_ranks) * 16 * 4
+    assert plan.memory_bytes["centre_optimizer"] == plan.memory_bytes["centres"]
+    assert len(plan.collectives) == (0 if num_ranks == 1 else 4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["head.sample_rate=0.2", "optimizer.name=adamw", "backbone.embedding_size=256"],
+        ["precision=bf16", "head.logit_cache_bytes=200000", "data.batch_size=16"],
+        ["backbone.checkpointing=true", "backbone.bucket_megabytes=0.3"],
+        ["optimizer.accumulate=3", "backbone.gradient_dtype=bf16"],
+        ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "margin.name=arcface"],
+        ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_settings_are_planned(load, overrides):
+    compare(load(*overrides), 8, 100_000)
+
+
+def test_the_last_rank_may_own_less(load):
+    size = JobSize(1001, 40_000, 64)
+    with pretend_ranks(64, rank=63):
+        measured = rehearse(load(), size, CPU)
+    # Shards of ceil(1001 / 64) = 16: the 63rd has the rest, nothing is left for the last.
+    assert (size.classes_per_rank, measured["classes_per_rank"]) == (16, 0)
+
+
+def test_the_largest_number_of_classes_is_where_it_stops_fitting(load):
+    config = load("backbone.embedding_size=64")
+    device = DEVICES["cpu"]
+    with pretend_ranks(8):
+        largest = make_plan(config, JobSize(10_000, 1, 8), device).largest_num_classes
+        for num_classes, fits in ((int(0.99 * largest), True), (int(1.01 * largest), False)):
+            assert make_plan(config, JobSize(num_classes, 1, 8), device).fits == fits
+        advice = dict(remedies(config, JobSize(2 * largest, 1, 8), device))
+    # Statistics of kappaface cost about a third, momentum in bf16 saves a sixth.
+    assert list(advice) == ["margin.name=arcface", "head.momentum_dtype=bf16"]
+
+
+def test_buckets_are_filled_from_the_end():
+    assert bucket_sizes([10, 20, 100_000, 30], 0.25) == [100_030, 30]
+    assert bucket_sizes([5], 25.0) == [5]
+
+
+def test_time_follows_the_rates(load, tmp_path):
+    config = load("data.batch_size=32")
+    size = JobSize(100_000, 1_000_000, 8)
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"calibration": {"backbone_flops": 1e9, "head_flops": 2e9}}))
+    with pretend_ranks(8):
+        plan = make_plan(config, size, calibrated(DEVICES["h200"], [str(path)]))
+    # Three times forward for 32 images; 8 x 32 images, 12,500 rows, D = 16, four products.
+    head = 2 * 256 * 12_500 * 16 * 4 / 2e9
+    assert plan.step_seconds["head"] == pytest.approx(head, rel=0.01)
+    speed = 8 * 32 / sum(plan.step_seconds.values())
+    assert plan.images_per_second == pytest.approx(speed)
+    assert plan.seconds_in_all == pytest.approx(1_000_000 / speed)
+    path.write_text('{"classes": 3}')
+    with pytest.raises(ValueError, match="holds no rates, expected a JSON report"):
+        calibrated(DEVICES["h200"], [str(path)])
+
+
+def test_the_commands(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("run: {epochs: 1}\ndata: {train: nowhere.rec}\nbackbone: {name: tiny}\n")
+    done = python("tools/plan.py", config, "--gpus", 4, "--classes", "2e6", "--gpu", "a100",
+                  "--json", "-")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["total_memory_bytes"] == sum(report["memory_bytes"].values())
+    assert report["fits"] is True
+    assert report["largest_num_classes"] > 2e6
+    assert report["step_seconds"].keys() >= {"backbone", "head", "communication", "optimizer"}
+    assert sum(report["collective_bytes_per_step"].values()) > 0
+    unknown = python("tools/plan.py", config)
+    assert unknown.returncode == 1
+    assert "give --classes and --images" in unknown.stderr
+    small = ["data.batch_size=4", "data.image_size=32", "backbone.embedding_size=16"]
+    done = python("tools/rehearse.py", config, *small, "--ranks", 16, "--classes", 1000)
+    assert done.returncode == 0, done.stderr
+    assert "4 collectives a step, as planned" in done.stdout

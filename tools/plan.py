@@ -1,0 +1,116 @@
+"""Memory, traffic and time of a job before it runs.
+
+python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 --images 200e6
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kappaface_dist import commands
+from kappaface_dist.config import Config
+from kappaface_dist.config_file import load_config
+from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.plan import Plan, make_plan, remedies
+from kappaface_dist.plan_memory import JobSize
+from kappaface_dist.plan_time import DEVICES, calibrated
+from kappaface_dist.pretend_group import pretend_ranks
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--gpus", type=int, default=8, help="ranks, one for each")
+    parser.add_argument("--gpu", choices=sorted(DEVICES), default="h200", help="which")
+    parser.add_argument("--classes", type=float, help="identities; default: those of data.train")
+    parser.add_argument("--images", type=float, help="of the dataset; default: those of data.train")
+    parser.add_argument(
+        "--calibration",
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="report of benchmark_step.py or benchmark_head.py from such a machine",
+    )
+    parser.add_argument("--json", help="file for the report, - for standard output")
+    return parser.parse_intermixed_args()
+
+
+def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
+    """The size given, or that of the dataset."""
+    classes, images = arguments.classes, arguments.images
+    if classes is None:
+        if not isinstance(config.data.train, str) or not Path(config.data.train).exists():
+            raise ValueError(
+                f"data.train is {config.data.train}, which is not here to be counted: give"
+                " --classes and --images"
+            )
+        catalog = open_catalog(config.data.train)
+        classes, images = catalog.num_classes, images or catalog.num_images
+    if not 1 <= arguments.gpus <= classes:
+        raise ValueError(
+            f"--gpus is {arguments.gpus} for {classes:.0f} classes: each rank must own one at least"
+        )
+    # Without a number of images only the time in all is unknown; the field's sets have about 40.
+    return JobSize(int(classes), int(images or 40 * classes), arguments.gpus)
+
+
+def report_of(plan: Plan, size: JobSize, gpu: str, advice: list[tuple[str, int]]) -> dict[str, Any]:
+    return {
+        "gpus": size.num_ranks,
+        "gpu": gpu,
+        "classes": size.num_classes,
+        "images": size.num_images,
+        "classes_per_rank": size.classes_per_rank,
+        "memory_bytes": plan.memory_bytes,
+        "total_memory_bytes": plan.total_memory_bytes,
+        "usable_memory_bytes": plan.usable_bytes,
+        "fits": plan.fits,
+        "largest_num_classes": plan.largest_num_classes,
+        "collectives_per_step": len(plan.collectives),
+        "collective_bytes_per_step": plan.collective_bytes,
+        "step_seconds": plan.step_seconds,
+        "images_per_second": plan.images_per_second,
+        "days": plan.seconds_in_all / 86400,
+        "remedies": [{"settings": text, "total_memory_bytes": total} for text, total in advice],
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print(f"{report['classes']:,} classes on {report['gpus']} x {report['gpu']}, of each:")
+    for name, value in report["memory_bytes"].items():
+        print(f"  {name:24}{value / 1e6:>12,.1f} MB")
+    fits = "fits" if report["fits"] else "does NOT fit"
+    print(
+        f"  {'in all':24}{report['total_memory_bytes'] / 1e6:>12,.1f} MB of"
+        f" {report['usable_memory_bytes'] / 1e6:,.0f} usable: {fits};"
+        f" up to {report['largest_num_classes']:,} classes would"
+    )
+    for remedy in report["remedies"]:
+        print(f"  with {remedy['settings']}: {remedy['total_memory_bytes'] / 1e6:,.1f} MB")
+    print(f"a step, {report['collectives_per_step']} collectives:")
+    for name, value in report["collective_bytes_per_step"].items():
+        print(f"  {name:24}{value / 1e6:>12,.3f} MB")
+    for name, value in report["step_seconds"].items():
+        print(f"  {name:24}{value * 1e3:>12,.2f} ms")
+    print(f"{report['images_per_second']:,.0f} images/s, {report['days']:.2f} days in all")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    config = load_config(arguments.config, arguments.overrides)
+    device = calibrated(DEVICES[arguments.gpu], arguments.calibration)
+    size = job_size(config, arguments)
+    with pretend_ranks(size.num_ranks):
+        plan = make_plan(config, size, device)
+        advice = [] if plan.fits else remedies(config, size, device)
+    report = report_of(plan, size, arguments.gpu, advice)
+    if arguments.json != "-":
+        print_report(report)
+    commands.write_json(arguments.json, report)
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,82 @@
+"""Run one rank of a large job alone, and compare what it takes with the plan.
+
+python tools/rehearse.py configs/glint360k.yaml --ranks 512 --rank 0 --classes 100e6
+The other ranks are pretended (torch's fake process group); shapes, memory and computation are real.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+from kappaface_dist import commands
+from kappaface_dist.collectives import bytes_by_name
+from kappaface_dist.config_file import load_config
+from kappaface_dist.plan import make_plan
+from kappaface_dist.plan_memory import JobSize
+from kappaface_dist.plan_time import DEVICES
+from kappaface_dist.pretend_group import pretend_ranks
+from kappaface_dist.rehearsal import rehearse
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--ranks", type=int, default=512)
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--classes", type=float, required=True, help="identities of all ranks")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", help="file for the report, - for standard output")
+    return parser.parse_intermixed_args()
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rehearse and plan the same job."""
+    config = load_config(arguments.config, arguments.overrides)
+    if not 0 <= arguments.rank < arguments.ranks:
+        raise ValueError(
+            f"--rank is {arguments.rank}, expected 0 to {arguments.ranks - 1}, one of --ranks"
+        )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
+    size = JobSize(int(arguments.classes), 40 * int(arguments.classes), arguments.ranks)
+    with pretend_ranks(arguments.ranks, arguments.rank):
+        measured = rehearse(config, size, torch.device(arguments.device))
+        plan = make_plan(config, size, DEVICES["cpu" if arguments.device == "cpu" else "h200"])
+    calls = measured.pop("collectives")
+    return {
+        "ranks": arguments.ranks,
+        "rank": arguments.rank,
+        "classes": size.num_classes,
+        **measured,
+        "planned_memory_bytes": plan.memory_bytes,
+        "collectives": [[call.name, call.num_bytes] for call in calls],
+        "planned_collectives": [[call.name, call.num_bytes] for call in plan.collectives],
+        "collective_bytes_per_step": bytes_by_name(calls),
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print(f"{'':24}{'planned MB':>14}{'measured MB':>14}{'ratio':>8}")
+    for name, measured in report["memory_bytes"].items():
+        planned = report["planned_memory_bytes"][name]
+        ratio = f"{planned / measured:.3f}" if measured else "-"
+        print(f"{name:24}{planned / 1e6:>14.3f}{measured / 1e6:>14.3f}{ratio:>8}")
+    same = report["collectives"] == report["planned_collectives"]
+    print(f"{len(report['collectives'])} collectives a step, {'as' if same else 'NOT as'} planned")
+    print(f"{report['seconds']:.2f} s for the last step")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    report = compare(arguments)
+    if arguments.json != "-":
+        print_report(report)
+    commands.write_json(arguments.json, report)
+
+
+if __name__ == "__main__":
+    commands.run(main)
