@@ -1,6 +1,7 @@
 """Batches: right pixels, labels and order, on any number of ranks, in spite of corrupt images."""
 
 import io
+import shutil
 import threading
 
 import numpy as np
@@ -235,3 +236,26 @@ def test_unknown_names(dataset):
         loader_of(dataset, loader="gpu")
     with pytest.raises(ValueError, match=r"data\.augment is 'lots', the presets are: none, flip"):
         loader_of(dataset, augment="lots")
+
+
+@both_loaders
+@pytest.mark.parametrize("name", ["insightface_scalar", "insightface_vector", "train"])
+def test_records_that_mxnet_wrote(shared_data, tmp_path, name, loader):
+    for suffix in ("rec", "idx"):
+        shutil.copy(shared_data / "recordio_mxnet" / f"{name}.{suffix}", tmp_path)
+    catalog = open_catalog(tmp_path / f"{name}.rec")
+    one = loader_of(
+        tmp_path / f"{name}.rec",
+        loader=loader,
+        batch_size=catalog.num_images,
+        image_size=112,
+        augment="none",
+    )
+    (batch,) = one.batches(0, 1)
+    order = Shuffle(catalog.num_images, 7).indices(0, catalog.num_images)
+    assert batch.label_B.tolist() == catalog.label_I[order].tolist()
+    assert one.num_corrupt == 0
+    for image_3HW, index in zip(batch.image_B3HW, order, strict=True):
+        oracle = np.asarray(Image.open(io.BytesIO(catalog.read(int(index)))).convert("RGB"))
+        found = (image_3HW.permute(1, 2, 0) * 127.5 + 127.5).round().numpy()
+        assert np.abs(found - oracle.astype(np.float32)).max() <= 2
