@@ -65,3 +65,50 @@ def test_a_missing_detector_model(tmp_path):
     (tmp_path / "wrong.onnx").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="not a YuNet model"):
         YuNetDetector(tmp_path / "wrong.onnx")
+
+
+def yunet_model(path, box, points_52, size=64):
+    """A file with YuNet's inputs and outputs that finds the same face in every picture."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    nodes, outputs = [], []
+    for stride in (8, 16, 32):
+        num = (size // stride) ** 2
+        values = {
+            "cls": np.zeros((1, num, 1), np.float32),
+            "obj": np.zeros((1, num, 1), np.float32),
+            "bbox": np.zeros((1, num, 4), np.float32),
+            "kps": np.zeros((1, num, 10), np.float32),
+        }
+        if stride == 8:  # the cell in the corner; offsets are counted in strides
+            values["cls"][0, 0] = values["obj"][0, 0] = 1.0
+            x, y, width, height = np.array(box) / stride
+            values["bbox"][0, 0] = [x + width / 2, y + height / 2, np.log(width), np.log(height)]
+            values["kps"][0, 0] = (points_52 / stride).ravel()
+        for name, value in values.items():
+            full = f"{name}_{stride}"
+            constant = onnx.numpy_helper.from_array(value, f"{full}_value")
+            nodes.append(onnx.helper.make_node("Constant", [], [f"{full}_c"], value=constant))
+            # Nothing of the picture but a zero: the graph must depend on its input.
+            nodes.append(onnx.helper.make_node("Add", [f"{full}_c", "zero"], [full]))
+            shape = onnx.helper.make_tensor_value_info(full, 1, value.shape)
+            outputs.append(shape)
+    nothing = onnx.numpy_helper.from_array(np.zeros((1, 1, 1), np.float32), "nothing_value")
+    first = [
+        onnx.helper.make_node("Constant", [], ["nothing"], value=nothing),
+        onnx.helper.make_node("ReduceMax", ["input"], ["largest"], axes=[1, 2, 3], keepdims=0),
+        onnx.helper.make_node("Mul", ["largest", "nothing"], ["zero"]),
+    ]
+    picture = onnx.helper.make_tensor_value_info("input", 1, (1, 3, size, size))
+    graph = onnx.helper.make_graph([*first, *nodes], "yunet", [picture], outputs)
+    opset = [onnx.helper.make_opsetid("", 11)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    return path
+
+
+def test_the_detector_gives_the_points_of_its_model(tmp_path):
+    """OpenCV's own detector code runs; only the network is made up."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    points_52 = REFERENCE_52 / 2
+    model = yunet_model(tmp_path / "yunet.onnx", (4, 8, 40, 48), points_52)
+    found = YuNetDetector(model).largest_face(np.zeros((64, 64, 3), dtype=np.uint8))
+    np.testing.assert_allclose(found, points_52, atol=1e-3)
