@@ -107,3 +107,31 @@ def test_what_ddp_cannot_do(write):
     overrides = ["backbone.static_graph=true", "optimizer.accumulate=2"]
     with pytest.raises(ValueError, match="DDP cannot do both"):
         load_config(write(MINIMAL), overrides)
+
+
+def test_a_configuration_that_carries_code_is_refused_and_not_run(tmp_path):
+    mark = tmp_path / "mark"
+    for tag in ("object/apply", "object/new"):
+        (tmp_path / "bad.yaml").write_text(
+            f"run:\n  name: !!python/{tag}:os.system ['touch {mark}']\n  steps: 3\n"
+        )
+        with pytest.raises(ValueError, match="is not valid YAML: could not determine a construct"):
+            load_config(tmp_path / "bad.yaml")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("checkpoint.best=accuracy/lfw", "evaluate.sets gives nothing to choose by"),
+        ("run.timeout_minutes=0", "must be above 0"),
+        ("run.stop_exit_code=256", "choose 0 to 255"),
+        ("optimizer.name=lamb", "set optimizer.implementation=apex"),
+        ("head.identity_map=map.tsv", r"head\.init, the earlier run, is not"),
+        ("backbone.first_steps=-1", "neither can be below 0"),
+    ],
+)
+def test_settings_of_long_runs_are_checked(tmp_path, override, message):
+    (tmp_path / "config.yaml").write_text("run: {steps: 3}\ndata: {train: x.rec}\n")
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / "config.yaml", [override])
