@@ -12,6 +12,7 @@ from kappaface_dist.build import build_job
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.loader import Batch
 from kappaface_dist.trainer import Trainer
+from tests.apex_stand_in import install
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks
 
@@ -221,3 +222,20 @@ def test_the_best_checkpoint_stays(write_config, faces, tmp_path):
     assert accuracy[saved_best] == accuracy[best]
     assert 40 in kept
     assert len(kept) <= 2
+
+
+@pytest.mark.parametrize("name", ["sgd", "lamb"])
+def test_apex_optimizers_go_on_with_their_count_of_steps(write_config, tmp_path, monkeypatch, name):
+    install(monkeypatch)
+    path = write_config(
+        optimizer={"implementation": "apex", "name": name, "lr": 0.01, "schedule": "cosine"},
+        run={"steps": 12},
+        checkpoint={"every": 6},
+    )
+    whole = fit(path, f"run.folder={tmp_path}/whole")[2]
+    begin, *_ = part(path, [], 6)
+    assert begin == 0
+    step, _, found = fit(path)
+    assert step == 12
+    for key, value in whole.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)

@@ -1,7 +1,5 @@
 """Learning-rate schedules and parameter groups."""
 
-import sys
-import types
 from importlib.util import find_spec
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 from torch import nn
 
 from kappaface_dist.optim import build_optimizer, scaled_lr, schedule_factor
+from tests.apex_stand_in import install
 
 
 def factor(position, schedule="polynomial", power=2.0):
@@ -60,28 +59,11 @@ def test_only_weights_of_products_decay():
     )
 
 
-class StandIn(torch.optim.SGD):
-    """Takes what apex's optimizers take, and counts its steps beside the tensors as they do."""
-
-    def __init__(self, groups, lr, momentum=0.0, **options):
-        super().__init__(groups, lr=lr, momentum=momentum)
-        self.options = options
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["step"] = group.get("step", 0) + 1
-        return super().step(closure)
-
-
 @pytest.mark.parametrize(
     ("name", "kind"), [("sgd", "FusedSGD"), ("adamw", "FusedAdam"), ("lamb", "FusedLAMB")]
 )
 def test_apex_gets_the_settings(monkeypatch, name, kind):
-    kinds = {k: type(k, (StandIn,), {}) for k in ("FusedSGD", "FusedAdam", "FusedLAMB")}
-    module = types.ModuleType("apex.optimizers")
-    vars(module).update(kinds)
-    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    monkeypatch.setitem(sys.modules, "apex.optimizers", module)
+    install(monkeypatch)
     network = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(
         name, network, lr=0.3, momentum=0.8, weight_decay=0.01, implementation="apex"
