@@ -19,6 +19,7 @@ KINDS = ("tiny", "tiny_gn", "r18", "mbf", "vit_t")
 CHOSEN = BACKBONES if os.environ.get("KAPPAFACE_ALL_BACKBONES") else KINDS
 
 
+@pytest.mark.timeout(1800)  # r200 on a busy machine
 @pytest.mark.parametrize("name", CHOSEN)
 def test_every_backbone_is_within_a_ten_thousandth(name, tmp_path):
     model = calibrated_backbone(name)
