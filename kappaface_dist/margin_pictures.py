@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.images import decode_image
@@ -76,7 +75,7 @@ def _margins(figure: Figure, axes: Axes, classes: ClassMeasures) -> None:
     # What the number of images alone says: a class of mean concentration.
     settings = classes.margin
     largest = classes.count_C.max()
-    size = np.geomspace(1, largest, 200)
+    size = np.geomspace(count.min(), largest, 200)
     rarity = (1 + np.cos(math.pi * size / (settings.count_scale * largest))) / 2
     share = settings.concentration_share
     neutral = settings.margin * (share / 2 + (1 - share) * rarity)
@@ -88,9 +87,10 @@ def _margins(figure: Figure, axes: Axes, classes: ClassMeasures) -> None:
         xscale="log",
         ylim=(0, None),
     )
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(ScalarFormatter())
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    ticks = [n * 10**power for power in range(8) for n in (1, 2, 5)]
+    ticks = [tick for tick in ticks if count.min() <= tick <= largest]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
 
@@ -110,15 +110,17 @@ def _histogram(axes: Axes, kappa: np.ndarray) -> None:
 
 
 def _course(axes: Axes, history: list[dict[str, float]]) -> None:
-    axes.set(xlabel="epoch", ylabel="concentration", title="Over the training")
+    axes.set(xlabel="epoch", ylabel="concentration", title="After each refresh")
     if not history:
         axes.text(0.5, 0.5, "metrics.jsonl has none", ha="center", transform=axes.transAxes)
         return
-    epoch = [line["epoch"] for line in history]
-    quantile = {
-        name: [line[f"concentration_{name}"] for line in history]
-        for name in ("p05", "p25", "p50", "p75", "p95")
-    }
+    names = ("p05", "p25", "p50", "p75", "p95")
+    # Every log line repeats what the last refresh measured; the line after a refresh has news.
+    news: dict[tuple[float, ...], dict[str, float]] = {}
+    for line in history:
+        news.setdefault(tuple(line[f"concentration_{name}"] for name in names), line)
+    epoch = [line["epoch"] for line in news.values()]
+    quantile = {name: [line[f"concentration_{name}"] for line in news.values()] for name in names}
     for low, high, alpha, label in (
         ("p05", "p95", 0.15, "9 of 10 classes"),
         ("p25", "p75", 0.3, "half of the classes"),
@@ -132,7 +134,7 @@ def _course(axes: Axes, history: list[dict[str, float]]) -> None:
             linewidth=0,
             label=label,
         )
-    axes.plot(epoch, quantile["p50"], color="tab:blue", label="median")
+    axes.plot(epoch, quantile["p50"], "o-", color="tab:blue", markersize=4, label="median")
     axes.set_ylim(0, None)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")

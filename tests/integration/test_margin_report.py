@@ -1,0 +1,110 @@
+"""The margin report of a small run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.margin_report import average_ranks, read_measures, spearman
+from kappaface_dist.metrics import read_metrics
+from tests.commands import exit_line, python, torchrun
+
+TOOL = "tools/margin_report.py"
+
+
+@pytest.fixture(scope="module")
+def run_folder(faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "run"
+    config = folder.parent / "config.yaml"
+    config.write_text(
+        f"run: {{folder: {folder}, epochs: 3}}\n"
+        f"data: {{train: {faces}/train.rec, batch_size: 12, image_size: 32}}\n"
+        "backbone: {name: tiny, embedding_size: 32}\n"
+        "margin: {name: kappaface, scale: 16}\n"
+        "log: {every: 5, tensorboard: false}\n"
+        "checkpoint: {every: 20, keep: 3}\n"
+    )
+    done = torchrun(2, "launch/train.py", config)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_report(run_folder, faces):
+    done = python(TOOL, run_folder, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    count_C = open_catalog(faces / "train.rec").count_C
+    classes = read_measures(run_folder)
+    margin_C, kappa_C = classes.margin_C, classes.kappa_C
+    related = report["correlation"]
+    assert related["margin_with_images_spearman"] == pytest.approx(
+        scipy.stats.spearmanr(margin_C, count_C).statistic
+    )
+    assert related["margin_with_log_images_pearson"] == pytest.approx(
+        scipy.stats.pearsonr(margin_C, np.log(count_C)).statistic
+    )
+    assert related["margin_with_log_images_pearson"] < -0.3
+    assert sum(row["classes"] for row in report["by_images"]) == len(count_C)
+    assert [entry["class"] for entry in report["hardest"]] == np.argsort(kappa_C)[:8].tolist()
+    assert report["easiest"][0]["concentration"] == pytest.approx(kappa_C.max())
+    assert report["neutral_share"] == 0
+    names = {"margins.png", "concentrations.png", "identities.png", "report.md"}
+    assert {path.name for path in (run_folder / "margins").iterdir()} == names
+    text = (run_folder / "margins" / "report.md").read_text()
+    assert "![identities](identities.png)" in text
+
+
+def test_metrics_follow_the_concentrations(run_folder):
+    """Two ranks add up their histograms; numpy has all classes of the checkpoint."""
+    lines = [x for x in read_metrics(run_folder / "metrics.jsonl") if "concentration_p50" in x]
+    assert len({line["concentration_p50"] for line in lines}) == 3
+    kappa_C = read_measures(run_folder).kappa_C
+    for name, share in (("p05", 5), ("p50", 50), ("p95", 95)):
+        expected = np.percentile(kappa_C, share, method="inverted_cdf")
+        # Bins are less than 2 % wide.
+        assert lines[-1][f"concentration_{name}"] == pytest.approx(expected, rel=0.02)
+
+
+def test_an_earlier_checkpoint_has_its_own_report(run_folder, tmp_path):
+    first, *_, last = sorted((run_folder / "checkpoints").iterdir())
+    done = python(TOOL, first, "--out", tmp_path, "--json", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["step"] == int(first.name.removeprefix("step_")) < int(last.name[5:])
+    assert "| hardest classes |" in done.stdout
+
+
+def test_average_ranks():
+    values = np.random.default_rng(0).integers(0, 20, 200)
+    other = values + np.random.default_rng(1).integers(0, 20, 200)
+    np.testing.assert_array_equal(average_ranks(values), scipy.stats.rankdata(values))
+    expected = scipy.stats.spearmanr(values, other).statistic
+    assert spearman(values, other) == pytest.approx(expected)
+    assert spearman(values, np.ones(200)) is None
+
+
+def test_wrong_input_is_one_line(run_folder, faces, tmp_path):
+    fixed = tmp_path / "fixed"
+    shutil.copytree(run_folder, fixed)
+    text = (fixed / "config.yaml").read_text().replace("name: kappaface", "name: arcface")
+    (fixed / "config.yaml").write_text(text)
+    alone = tmp_path / "alone" / "step"
+    shutil.copytree(sorted((run_folder / "checkpoints").iterdir())[0], alone)
+    for person in ("a", "b"):
+        folder = tmp_path / "two" / person
+        folder.mkdir(parents=True)
+        for image in range(2):
+            shutil.copy(faces / "sheet.png", folder / f"{image}.png")
+    for arguments, message in (
+        ((tmp_path,), "neither a complete checkpoint nor a run folder"),
+        ((fixed,), "was trained with margin.name=arcface"),
+        ((alone,), "is a checkpoint without its run"),
+        ((run_folder, "--train", tmp_path / "two"), "has 2 classes, the checkpoint 30"),
+    ):
+        line = exit_line(TOOL, *arguments)
+        assert line.startswith("error: ")
+        assert message in line
+        assert "\n" not in line
