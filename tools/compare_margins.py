@@ -93,6 +93,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # under torchrun the first process starts as many workers as there are ranks
     plan, processes = make_plan(args)
     prepare_data(args, plan, processes)
     with tqdm(desc="trainings", unit="", mininterval=1.0) as bar:
@@ -127,7 +129,8 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = args.processes
     if processes is None:
-        processes = 1 if args.device == "cuda" else cores or 1
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+        processes = ranks or (1 if args.device == "cuda" else cores or 1)
     for name, value in (("--seeds", args.seeds), ("--processes", processes)):
         if not 1 <= value <= 1024:
             raise ValueError(f"{name} is {value}, expected 1 to 1024")

@@ -36,24 +36,26 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
-def compare(arms: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
-    """Differences to the fixed margin, paired by seed, of all arms but that one.
+def compare(
+    arms: dict[str, dict[str, list[float]]], reference: str = REFERENCE
+) -> dict[str, dict[str, Any]]:
+    """Differences to one arm, paired by seed, of all the others.
 
     Args:
         arms: name -> `all` and `small`, accuracies by seed.
+        reference: the arm that is subtracted.
 
     Returns:
         name -> mean and interval of the difference on all pairs, and `small` with its own.
     """
-    reference = arms[REFERENCE]
 
     def difference(name: str, pairs: str) -> dict[str, Any]:
-        return mean_interval(np.subtract(arms[name][pairs], reference[pairs]))
+        return mean_interval(np.subtract(arms[name][pairs], arms[reference][pairs]))
 
     return {
         name: {**difference(name, "all"), "small": difference(name, "small")}
         for name in arms
-        if name != REFERENCE
+        if name != reference
     }
 
 

@@ -33,6 +33,10 @@ def comparison_table(report: dict[str, Any]) -> str:
         else:
             cells += [f"{'–':^23}"] * 2
         lines.append(f"{name:<18}{''.join(cells)}{detail['mean_margin']['classes']:>12.3f}")
+    lines += ["", f"{'points from kappaface':<21}{'all':^23}{'small':^23}"]
+    for name, paired in report["paired_to_kappaface"].items():
+        cells = [_cell(entry, 23, "+") for entry in (paired, paired["small"])]
+        lines.append(f"{name:<21}{''.join(cells)}")
     return "\n".join([*lines, "", report["verdict"]])
 
 

@@ -177,6 +177,7 @@ def collect(plan: Plan) -> dict[str, Any]:
         "seeds": plan.num_seeds,
         "arms": arms,
         "paired": paired,
+        "paired_to_kappaface": compare(arms, SOURCE),
         "verdict": verdict(paired),
         "details": details,
         "data": {

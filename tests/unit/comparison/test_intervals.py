@@ -50,6 +50,8 @@ def test_differences_are_paired_by_seed():
     assert low > 0
     unpaired = scipy.stats.ttest_ind(values["kappaface"]["all"], values["arcface"]["all"])
     assert unpaired.confidence_interval(0.95).low < 0
+    turned = compare(values, "kappaface")["arcface"]
+    assert turned["interval"] == pytest.approx([-high, -low], rel=1e-6)
     small = scipy.stats.ttest_rel(values["kappaface"]["small"], values["arcface"]["small"])
     assert found["kappaface"]["small"]["interval"] == pytest.approx(
         list(small.confidence_interval(0.95)), rel=1e-6
