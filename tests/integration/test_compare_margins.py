@@ -73,7 +73,7 @@ def test_a_record_of_the_user_made_long_tailed(faces, tmp_path):
         (("--long-tail", 2), "--long-tail is for --train"),
         (("--seeds", 0), "--seeds is 0, expected 1 to 1024"),
         (("--arms", "kapaface"), "--arms names 'kapaface'"),
-        (("--arm", "cold:temprature=1"), "did you mean temperature"),
+        (("--arm", "cold:temperatures=1"), "did you mean temperature"),
         (("--batch-size", 1), "--batch-size is 1"),
         (("--epochs", "nan"), "--epochs is nan"),
         (("--backbone", "r51"), "backbone.name is 'r51'"),
