@@ -10,7 +10,7 @@ PACKAGE = ROOT / "kappaface_dist"
 # From the top of the design's layering to the bottom; a module imports only layers below its own.
 LAYERS = [
     {"launch", "tools"},
-    {"trainer", "rehearsal"},
+    {"trainer", "rehearsal", "step_benchmark"},
     {"recovery"},
     {"run_state", "plan"},
     {"loss_guard", "saver", "train_step", "transplant", "plan_time"},

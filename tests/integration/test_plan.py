@@ -24,7 +24,7 @@ SMALL = [
     "run.epochs=1",
 ]
 # Classes of a rank beyond which the job is scaled down, to keep the tests small.
-MOST_ROWS = 200_000
+MOST_ROWS = 20_000
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""Times of training steps with different switches, taking turns in one run."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from kappaface_dist import parallel
+from kappaface_dist.backbones.counting import Cost
+from kappaface_dist.config import Config
+from kappaface_dist.head.sampling import sample_size
+from kappaface_dist.made_up_job import made_up_job, random_batches
+from kappaface_dist.plan_memory import JobSize, micro_batch_images
+from kappaface_dist.train_step import PHASES, train_step
+
+WARM_UP_STEPS = 3
+# The plain step that everyone runs: eager, one memory format, exchanged in fp32.
+PLAIN = {"compile": False, "channels_last": False, "gradient_dtype": "fp32", "static_graph": False}
+
+
+def with_switches(config: Config, precision: str | None = None, **switches: Any) -> Config:
+    """The configuration with other switches of its backbone, and another precision."""
+    backbone = dataclasses.replace(config.backbone, **switches)
+    return dataclasses.replace(config, backbone=backbone, precision=precision or config.precision)
+
+
+def variants(config: Config, *, compiled: bool, plain_precision: str) -> dict[str, Config]:
+    """The plain step, each switch alone on top of it, and the configuration as it is."""
+    plain = with_switches(config, plain_precision, **PLAIN)
+    found = {
+        "plain": plain,
+        "channels_last": with_switches(plain, channels_last=True),
+        "bf16": with_switches(plain, "bf16"),
+        "channels_last+bf16": with_switches(plain, "bf16", channels_last=True),
+        "gradient_bf16": with_switches(plain, gradient_dtype="bf16"),
+    }
+    if config.optimizer.accumulate == 1:
+        found["static_graph"] = with_switches(plain, static_graph=True)
+    if compiled:
+        found["compile"] = with_switches(plain, compile=True)
+        found["compile+channels_last+bf16"] = with_switches(
+            plain, "bf16", compile=True, channels_last=True
+        )
+    return found | {"config": config}
+
+
+class Side:
+    """One job under measurement, on the same random images as the others."""
+
+    def __init__(self, config: Config, num_classes: int, device: torch.device):
+        self.job = made_up_job(config, num_classes, device)
+        self.batches = random_batches(config, num_classes, device)
+        self.device = device
+        self.position = 0
+        self.seconds: list[float] = []
+        self.parts: dict[str, list[float]] = {name: [] for name in PHASES}
+
+    def step(self, *, timed: bool, parts: bool = False) -> None:
+        """One step; with `parts` every part of it is waited for, and timed."""
+        parallel.barrier()
+        self._wait()
+        started = time.perf_counter()
+        phase = self._phase if parts else record_function
+        train_step(self.job, self.batches, 1e-3, self.position, phase=phase)
+        self._wait()
+        own = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=self.device)
+        self.position += self.job.global_batch
+        if timed:
+            self.seconds.append(parallel.all_reduce_max(own).item())
+
+    def seconds_without_exchange(self) -> float:
+        """Of a step whose gradients stay on their rank."""
+        backbone = self.job.backbone
+        if not isinstance(backbone, DistributedDataParallel):
+            return statistics.median(self.seconds)
+        kept, self.seconds = self.seconds, []
+        with backbone.no_sync():
+            for _ in range(len(kept)):
+                self.step(timed=True)
+        alone, self.seconds = self.seconds, kept
+        return statistics.median(alone)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._wait()
+        started = time.perf_counter()
+        yield
+        self._wait()
+        self.parts[name].append(time.perf_counter() - started)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(
+    configs: dict[str, Config], num_classes: int, device: torch.device, num_steps: int
+) -> dict[str, Side]:
+    """num_steps timed steps of each variant, the variants taking turns; collective."""
+    sides = {name: Side(config, num_classes, device) for name, config in configs.items()}
+    for side in sides.values():
+        for _ in range(WARM_UP_STEPS):
+            side.step(timed=False)
+    for _ in range(num_steps):
+        for side in sides.values():
+            side.step(timed=True)
+    for _ in range(max(num_steps // 2, 3)):
+        for side in sides.values():
+            side.step(timed=False, parts=True)
+    return sides
+
+
+def summary(side: Side, cost: Cost, peak_flops: float) -> dict[str, Any]:
+    """Speed of a variant; the same on every rank, but for the seconds of its parts.
+
+    Args:
+        peak_flops: of the device, for the utilisation: that of the model's own work, without what
+            checkpointing or cached embeddings repeat.
+    """
+    seconds = statistics.median(side.seconds)
+    rank_flops = side.job.global_batch / parallel.world_size() * cost.training_flops
+    return {
+        "seconds": seconds,
+        "seconds_min": min(side.seconds),
+        "images_per_second": side.job.global_batch / seconds,
+        "utilisation": rank_flops / seconds / peak_flops,
+        "part_seconds": part_seconds(side),
+    }
+
+
+def part_seconds(side: Side) -> dict[str, float]:
+    """Seconds of a step in each part. Each part is waited for, so their sum exceeds a step's."""
+    num_steps = len(side.parts["optimizer"])
+    return {name: sum(found) / num_steps for name, found in side.parts.items()}
+
+
+def rates(side: Side, cost: Cost) -> dict[str, float]:
+    """Measured rates in the form that `plan_time.calibrated` reads."""
+    job, config, parts = side.job, side.job.config, part_seconds(side)
+    images = config.data.batch_size * config.optimizer.accumulate
+    cached = config.optimizer.cache_embeddings
+    repeats = 1.0 + (bool(config.backbone.checkpointing) + cached) / 3
+    backbone = parts["backbone_forward"] + parts["backward"]
+    micro = micro_batch_images(config, JobSize(job.head.num_classes, 1, parallel.world_size()))
+    passes = 1 if cached else config.optimizer.accumulate
+    rows = sample_size(len(job.head.classes), config.head.sample_rate, micro)
+    kept = min(1.0, config.head.logit_cache_bytes / (2 * micro * rows))
+    flops = 2 * micro * rows * config.backbone.embedding_size * (4 - kept) * passes
+    return {
+        "backbone_flops": images * cost.training_flops * repeats / backbone,
+        "head_flops": flops / (parts["head_forward"] + parts["head_step"]),
+    }
+
+
+def product_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product on this device, measured."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)

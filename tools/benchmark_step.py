@@ -1,0 +1,196 @@
+"""Training steps with each switch alone, and with the configuration's, beside the plain eager step.
+
+python tools/benchmark_step.py configs/quickstart.yaml --ranks 2 --classes 550 --json -
+Random images; the plain step is fp32 on a CPU and fp16 on a GPU, as everyone runs it. Under
+torchrun the processes are those of torchrun.
+"""
+
+import argparse
+import os
+import resource
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+from kappaface_dist import commands, parallel
+from kappaface_dist.backbones.counting import count_cost
+from kappaface_dist.build import DTYPES
+from kappaface_dist.config import Config
+from kappaface_dist.config_file import load_config
+from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.data.loader import build_loader
+from kappaface_dist.step_benchmark import (
+    Side,
+    measure,
+    part_seconds,
+    product_flops,
+    rates,
+    summary,
+    variants,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--classes", type=float, default=360e3, help="identities of all ranks")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="besides plain and config")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out the variants with torch.compile"
+    )
+    parser.add_argument("--json", help="file for the report, - for standard output")
+    return parser.parse_intermixed_args()
+
+
+def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All variants of one configuration."""
+    config = load_config(arguments.config, arguments.overrides)
+    section = config.backbone
+    cost = count_cost(
+        section.name,
+        embedding_size=section.embedding_size,
+        image_size=config.data.image_size,
+        depths=section.depths,
+        widths=section.widths,
+        mask_ratio=section.mask_ratio,
+    )
+    on_gpu = device.type == "cuda"
+    configs = variants(
+        config, compiled=not arguments.no_compile, plain_precision="fp16" if on_gpu else "fp32"
+    )
+    wanted = {"plain", "config", *(arguments.only or configs)}
+    if unknown := wanted - set(configs):
+        raise ValueError(f"--only names {sorted(unknown)}, known are {', '.join(configs)}")
+    configs = {name: found for name, found in configs.items() if name in wanted}
+    peak = product_flops(device, DTYPES[config.precision])
+    sides = measure(configs, int(arguments.classes), device, arguments.steps)
+    report: dict[str, Any] = {
+        "backbone": section.name,
+        "classes": int(arguments.classes),
+        "batch": sides["config"].job.global_batch,
+        "ranks": parallel.world_size(),
+        "threads_per_rank": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "torch": torch.__version__,
+        "product_flops_per_second": peak,
+        "variants": {name: summary(side, cost, peak) for name, side in sides.items()},
+    }
+    plain = report["variants"]["plain"]["seconds"]
+    for found in report["variants"].values():
+        found["speedup"] = plain / found["seconds"]
+    report["shares"] = shares(sides["config"], config)
+    report["calibration"] = rates(sides["config"], cost)
+    report["peak_bytes"] = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return report
+
+
+def shares(side: Side, config: Config) -> dict[str, float]:
+    """Share of a step of each part; communication is DDP's, as far as nothing hides it.
+
+    The head's three collectives count as head. Data is what a batch takes the loader, beside the
+    rest: it only costs time above 1. It is left out where data.train is not here.
+    """
+    parts = part_seconds(side)
+    exchange = max(statistics.median(side.seconds) - side.seconds_without_exchange(), 0.0)
+    seconds = {
+        "backbone": parts["backbone_forward"] + parts["backward"] - exchange,
+        "head": parts["head_forward"] + parts["head_step"],
+        "communication": exchange,
+        "optimizer": parts["optimizer"],
+    }
+    total = sum(seconds.values())
+    if isinstance(config.data.train, str) and Path(config.data.train).exists():
+        seconds["data"] = seconds_per_batch(config, side.device) * config.optimizer.accumulate
+    return {name: value / total for name, value in seconds.items()}
+
+
+def seconds_per_batch(config: Config, device: torch.device) -> float:
+    """What the loader takes for a batch with nothing else to do."""
+    loader = build_loader(
+        open_catalog(config.data.train),
+        loader=config.data.loader,
+        batch_size=config.data.batch_size,
+        image_size=config.data.image_size,
+        augment=config.data.augment,
+        num_threads=config.data.num_threads,
+        seed=config.run.seed,
+        device=device,
+    )
+    num_batches = 30
+    batches = iter(loader.batches(0, num_batches + 5))
+    for _ in range(5):
+        next(batches)
+    started = time.perf_counter()
+    for _ in range(num_batches):
+        next(batches)
+    seconds = (time.perf_counter() - started) / num_batches
+    loader.close()
+    return seconds
+
+
+def print_table(report: dict[str, Any]) -> None:
+    print(
+        f"{report['backbone']}, {report['classes']:,} classes, {report['batch']} images a step,"
+        f" {report['ranks']} x {report['device']}"
+    )
+    print(f"{'':32}{'images/s':>10}{'speedup':>10}{'of product':>12}")
+    for name, found in report["variants"].items():
+        print(
+            f"{name:32}{found['images_per_second']:>10.0f}{found['speedup']:>10.2f}"
+            f"{found['utilisation']:>12.1%}"
+        )
+    print("config: " + ", ".join(f"{name} {v:.0%}" for name, v in report["shares"].items()))
+
+
+def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None:
+    """One process's part; rank is its number, where this program has started it."""
+    if port is not None:
+        torch.set_num_threads(1)
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(arguments.ranks),
+            "WORLD_SIZE": str(arguments.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
+    started = parallel.start()
+    device = started if arguments.device == "cuda" else torch.device("cpu")
+    report = benchmark(arguments, device)
+    if parallel.rank() == 0:
+        if arguments.json != "-":
+            print_table(report)
+        commands.write_json(arguments.json, report)
+    parallel.stop()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.ranks == 1 or "WORLD_SIZE" in os.environ:
+        run_rank(0, arguments, None)
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run_rank, (arguments, port), nprocs=arguments.ranks)
+
+
+if __name__ == "__main__":
+    commands.run(main)
