@@ -107,6 +107,12 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Profile:
+    # [first, last]: torch's profiler watches rank 0 from step first up to, not with, step last
+    steps: list[int] | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
@@ -119,6 +125,7 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
+    profile: Profile = field(default_factory=Profile)
 
     @property
     def folder(self) -> Path:
@@ -220,6 +227,9 @@ def check_config(config: Config) -> None:
             "optimizer.cache_embeddings is true, but optimizer.accumulate is 1: there is nothing to"
             " cache; raise accumulate, or set it to false"
         )
+    steps = config.profile.steps
+    if steps is not None and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
+        raise ValueError(f"profile.steps is {steps}: give [first, last], 0 <= first < last")
     if config.backbone.static_graph and config.optimizer.accumulate > 1:
         raise ValueError(
             f"backbone.static_graph is true and optimizer.accumulate is"

@@ -71,21 +71,24 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
         )
         side = config.data.image_size
         image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
-        if num_ranks > 1:  # DDP has the gradients' memory from the start
-            for parameter in trained:
-                parameter.grad = torch.zeros_like(parameter)
         activations, workspace = _forward_backward(config, network, image_B3HW)
         gradients = num_bytes(p.grad for p in trained if p.grad is not None)
         if num_ranks == 1:
             workspace = max(workspace - gradients, 0)
+        else:
+            # DDP holds the gradients' memory from the start, but fills it with the last
+            # micro-batch only: those before it have gradients of their own.
+            before_last = workspace if section.accumulate > 1 else 0
+            _, workspace = _forward_backward(config, network, image_B3HW)
+            if config.backbone.gradient_dtype == "bf16":
+                bucket = int(config.backbone.bucket_megabytes * 2**20)
+                workspace += min(bucket, gradients) // 2
+            workspace = max(workspace, before_last)
         optimizer.step()
         with MemoryMeter() as meter:
             torch.nn.utils.clip_grad_norm_(trained, section.clip_norm or float("inf"))
             optimizer.step()
         moments = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
-        if config.backbone.gradient_dtype == "bf16" and num_ranks > 1:
-            bucket = int(config.backbone.bucket_megabytes * 2**20)
-            workspace += min(bucket, gradients) // 2
         images = num_bytes([image_B3HW]) * section.accumulate
         return {
             "backbone_parameters": state,

@@ -14,6 +14,7 @@ from kappaface_dist.evaluation.pairs import PairResult
 from kappaface_dist.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.metrics import Meter, Reporter, log_line
 from kappaface_dist.optim import schedule_factor
+from kappaface_dist.profiling import StepProfiler
 from kappaface_dist.recovery import recover
 from kappaface_dist.report import start_reporter, verify_sets
 from kappaface_dist.run_state import build_saver, load_state, save_state
@@ -61,20 +62,20 @@ class Trainer:
         steps_left = self.job.steps_left(self.state.step, self.state.position)
         reporter = start_reporter(self.config, self.state.step, steps_left)
         meter = Meter()
+        profiler = StepProfiler(self.config.folder, self.config.profile.steps)
         accumulate = self.config.optimizer.accumulate
         batches = iter(self.job.loader.batches(self.state.position, steps_left * accumulate))
         loss = torch.tensor(self.state.last_loss)
         try:
             for _ in range(steps_left):
-                self.watchdog.tick(self.state.step, "waiting for data")
-                micro_batches = [meter.wait_for(batches) for _ in range(accumulate)]
-                self.watchdog.tick(self.state.step, "training")
-                if self._is_skipped():
-                    logger.warning("step %d is skipped", self.state.step)
-                else:
-                    if (self.state.step + 1) % self.config.log.every == 0:
-                        self.job.head.rank_one.start()
-                    loss = self.train_step(micro_batches)
+                with profiler.step(self.state.step):
+                    self.watchdog.tick(self.state.step, "waiting for data")
+                    micro_batches = meter.wait_for_several(batches, accumulate)
+                    self.watchdog.tick(self.state.step, "training")
+                    if self._is_skipped():
+                        logger.warning("step %d is skipped", self.state.step)
+                    else:
+                        loss = self.train_step(micro_batches)
                 self._advance(meter, reporter)
                 stopping = stop.requested() and not self.finished
                 if self._due(self.config.log.every) or stopping:
@@ -94,6 +95,7 @@ class Trainer:
             self.saver.finish()
             return True
         finally:
+            profiler.close()
             self.job.loader.close()
             if reporter is not None:
                 reporter.close()
@@ -101,6 +103,8 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
         self._batches = batches
+        if (self.state.step + 1) % self.config.log.every == 0:
+            self.job.head.rank_one.start()
         lr = self.job.peak_lr * self.lr_factor()
         section = self.config.backbone
         factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0

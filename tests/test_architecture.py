@@ -27,7 +27,7 @@ LAYERS = [
     {"head"},
     {"backbones"},
     {"data"},
-    {"data_parallel", "collectives", "memory_meter", "pretend_group"},
+    {"data_parallel", "collectives", "memory_meter", "pretend_group", "profiling"},
     {"signals", "watchdog"},
     {"parallel"},
     {"rendezvous"},

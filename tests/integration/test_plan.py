@@ -123,7 +123,8 @@ def test_time_follows_the_rates(load, tmp_path):
 def test_the_commands(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("run: {epochs: 1}\ndata: {train: nowhere.rec}\nbackbone: {name: tiny}\n")
-    done = python("tools/plan.py", config, "--gpus", 4, "--classes", "2e6", "--gpu", "a100",
+    small = ["data.batch_size=4", "data.image_size=32", "backbone.embedding_size=16"]
+    done = python("tools/plan.py", config, *small, "--gpus", 4, "--classes", "2e6", "--gpu", "a100",
                   "--json", "-")  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -135,7 +136,6 @@ def test_the_commands(tmp_path):
     unknown = python("tools/plan.py", config)
     assert unknown.returncode == 1
     assert "give --classes and --images" in unknown.stderr
-    small = ["data.batch_size=4", "data.image_size=32", "backbone.embedding_size=16"]
     done = python("tools/rehearse.py", config, *small, "--ranks", 16, "--classes", 1000)
     assert done.returncode == 0, done.stderr
     assert "4 collectives a step, as planned" in done.stdout

@@ -61,6 +61,7 @@ def test_what_is_written_reads_back(write):
         ("data.max_corrupt_share=1.5", "it is a share, 0 to 1"),
         ("head.momentum_dtype=fp16", "choose one of fp32, bf16"),
         ("optimizer.lr=-1", "optimizer.lr is -1.0: it must be above 0"),
+        ("profile.steps=[3,3]", "profile.steps is [3, 3]: give [first, last]"),
         ("optimizer.accumulate=0", "optimizer.accumulate is 0: it must be at least 1"),
         ("optimizer.cache_embeddings=true", "there is nothing to cache"),
         ("backbone.gradient_dtype=fp16", "choose one of fp32, bf16"),
