@@ -15,14 +15,14 @@ from tests.integration.slurm_cluster import Cluster, missing
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.timeout(600)
 def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_config, tmp_path):
-    folder, steps = tmp_path / "run", 1500
+    folder, steps = tmp_path / "run", 700
     path = write_config(run={"steps": steps}, checkpoint={"every": None})
     log = tmp_path / "job.log"
 
     def last_step():
         return max((line["step"] for line in read_metrics(folder / "metrics.jsonl")), default=0)
 
-    def wait_for(condition, cluster, number, seconds=180):
+    def wait_for(condition, cluster, number, seconds=240):
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             text = log.read_text()[-3000:] if log.exists() else ""
