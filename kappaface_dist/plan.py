@@ -57,9 +57,7 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
         widths=section.widths,
         mask_ratio=section.mask_ratio,
     )
-    with FakeTensorMode():
-        trained = [p.numel() for p in new_network(config).parameters() if p.requires_grad]
-    calls = plan_collectives(config, size.num_ranks, trained)
+    calls = planned_calls(config, size.num_ranks)
     seconds = step_seconds(config, size, device, cost, memory, calls)
     usable = int(device.memory_bytes * USABLE_SHARE)
     global_batch = config.data.batch_size * size.num_ranks * config.optimizer.accumulate
@@ -77,6 +75,13 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
         images_per_second=speed,
         seconds_in_all=total_images / speed,
     )
+
+
+def planned_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
+    """The collectives of a step, for the parameters of the configuration's backbone."""
+    with FakeTensorMode():
+        trained = [p.numel() for p in new_network(config).parameters() if p.requires_grad]
+    return plan_collectives(config, num_ranks, trained)
 
 
 def _largest_num_classes(config: Config, size: JobSize, memory: dict[str, int], usable: int) -> int:
