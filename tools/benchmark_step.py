@@ -24,7 +24,7 @@ from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
 from kappaface_dist.data.loader import build_loader
-from kappaface_dist.step_benchmark import (
+from kappaface_dist.planning.step_benchmark import (
     Side,
     measure,
     part_seconds,

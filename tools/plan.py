@@ -11,10 +11,10 @@ from kappaface_dist import commands
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.plan import Plan, make_plan, remedies
-from kappaface_dist.plan_memory import JobSize
-from kappaface_dist.plan_time import DEVICES, calibrated
-from kappaface_dist.pretend_group import pretend_ranks
+from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.plan import Plan, make_plan, remedies
+from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.step_time import DEVICES, calibrated
 
 
 def parse_arguments() -> argparse.Namespace:

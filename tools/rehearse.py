@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands
-from kappaface_dist.collectives import bytes_by_name
 from kappaface_dist.config_file import load_config
-from kappaface_dist.plan import make_plan
-from kappaface_dist.plan_memory import JobSize
-from kappaface_dist.plan_time import DEVICES
-from kappaface_dist.pretend_group import pretend_ranks
-from kappaface_dist.rehearsal import rehearse
+from kappaface_dist.planning.count_collectives import bytes_by_name
+from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.plan import make_plan
+from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.rehearsal import rehearse
+from kappaface_dist.planning.step_time import DEVICES
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,8 +7,8 @@ from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.collectives import CountCollectives
 from kappaface_dist.data_parallel import wrap_backbone
+from kappaface_dist.planning.count_collectives import CountCollectives
 from tests.processes import run_on_ranks
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kappaface_dist.config_file import load_config
-from kappaface_dist.plan import make_plan, planned_calls, remedies
-from kappaface_dist.plan_collectives import bucket_sizes
-from kappaface_dist.plan_memory import JobSize, memory_items
-from kappaface_dist.plan_time import DEVICES, calibrated
-from kappaface_dist.pretend_group import pretend_ranks
-from kappaface_dist.rehearsal import rehearse
+from kappaface_dist.planning.collectives import bucket_sizes
+from kappaface_dist.planning.memory import JobSize, memory_items
+from kappaface_dist.planning.plan import make_plan, planned_calls, remedies
+from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.rehearsal import rehearse
+from kappaface_dist.planning.step_time import DEVICES, calibrated
 from tests.commands import python
 
 CPU = torch.device("cpu")

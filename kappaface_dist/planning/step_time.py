@@ -14,8 +14,8 @@ from pathlib import Path
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config import Config
 from kappaface_dist.head.sampling import sample_size
-from kappaface_dist.plan_collectives import PlannedCall
-from kappaface_dist.plan_memory import JobSize, micro_batch_images
+from kappaface_dist.planning.collectives import PlannedCall
+from kappaface_dist.planning.memory import JobSize, micro_batch_images
 
 GIGA, TERA = 1e9, 1e12
 # Share of the datasheet's rate that large products reach.

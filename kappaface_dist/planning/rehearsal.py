@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from kappaface_dist.build import Job, wrap_for_training
-from kappaface_dist.collectives import CountCollectives
 from kappaface_dist.config import Config
-from kappaface_dist.made_up_job import made_up_job, random_batches
-from kappaface_dist.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.plan_memory import JobSize, head_state_bytes
-from kappaface_dist.pretend_group import exchange_in_pretence
+from kappaface_dist.planning.count_collectives import CountCollectives
+from kappaface_dist.planning.made_up_job import made_up_job, random_batches
+from kappaface_dist.planning.memory import JobSize, head_state_bytes
+from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.planning.pretend_group import exchange_in_pretence
 from kappaface_dist.train_step import train_step
 
 NUM_STEPS = 3

@@ -15,8 +15,8 @@ from kappaface_dist import parallel
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config import Config
 from kappaface_dist.head.sampling import sample_size
-from kappaface_dist.made_up_job import made_up_job, random_batches
-from kappaface_dist.plan_memory import JobSize, micro_batch_images
+from kappaface_dist.planning.made_up_job import made_up_job, random_batches
+from kappaface_dist.planning.memory import JobSize, micro_batch_images
 from kappaface_dist.train_step import PHASES, train_step
 
 WARM_UP_STEPS = 3
@@ -141,7 +141,7 @@ def part_seconds(side: Side) -> dict[str, float]:
 
 
 def rates(side: Side, cost: Cost) -> dict[str, float]:
-    """Measured rates in the form that `plan_time.calibrated` reads."""
+    """Measured rates in the form that `step_time.calibrated` reads."""
     job, config, parts = side.job, side.job.config, part_seconds(side)
     images = config.data.batch_size * config.optimizer.accumulate
     cached = config.optimizer.cache_embeddings

@@ -1,0 +1,1 @@
+"""What a job will take: planned from its configuration, rehearsed on one rank, measured."""
