@@ -63,6 +63,22 @@ def start(timeout_minutes: float = 30.0) -> torch.device:
     return device
 
 
+def take_rank(rank: int, num_ranks: int, port: int) -> None:
+    """Make this process one of num_ranks on this machine, as torchrun would: one thread each.
+
+    For programs that start their processes themselves; `start` comes after it.
+    """
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 def stop() -> None:
     """Leave the group after all ranks have come this far."""
     if dist.is_initialized():

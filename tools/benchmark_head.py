@@ -180,14 +180,7 @@ def run_cases(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
 def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None:
     """One process's part; rank is its number, where this program has started it."""
     if port is not None:
-        torch.set_num_threads(1)
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(arguments.ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        parallel.take_rank(rank, arguments.ranks, port)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
     started = parallel.start()

@@ -160,15 +160,7 @@ def print_table(report: dict[str, Any]) -> None:
 def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None:
     """One process's part; rank is its number, where this program has started it."""
     if port is not None:
-        torch.set_num_threads(1)
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "LOCAL_WORLD_SIZE": str(arguments.ranks),
-            "WORLD_SIZE": str(arguments.ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        parallel.take_rank(rank, arguments.ranks, port)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
     started = parallel.start()

@@ -25,19 +25,7 @@ def decode_image(payload: bytes, image_size: int) -> np.ndarray:
     Raises:
         ValueError: the bytes are not a readable image; the message says what the decoder said.
     """
-    try:
-        if payload[:2] == JPEG_START:
-            pixels_HW3 = simplejpeg.decode_jpeg(
-                payload,
-                colorspace="RGB",
-                min_height=image_size,
-                min_width=image_size,
-            )
-        else:
-            with Image.open(io.BytesIO(payload)) as image:
-                pixels_HW3 = np.asarray(image.convert("RGB"))
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({_reason(error)})") from error
+    pixels_HW3 = decode_picture(payload, at_least=image_size)
     if pixels_HW3.shape[:2] != (image_size, image_size):
         resized = Image.fromarray(pixels_HW3).resize(
             (image_size, image_size), Image.Resampling.BILINEAR
@@ -46,8 +34,12 @@ def decode_image(payload: bytes, image_size: int) -> np.ndarray:
     return pixels_HW3
 
 
-def decode_picture(payload: bytes) -> np.ndarray:
+def decode_picture(payload: bytes, at_least: int = 0) -> np.ndarray:
     """Decode JPEG (or any format that Pillow knows) in the size it has.
+
+    Args:
+        at_least: a JPEG may come out smaller, at the smallest of libjpeg's own scales that is not
+            below so many pixels; 0: in its own size.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -57,7 +49,9 @@ def decode_picture(payload: bytes) -> np.ndarray:
     """
     try:
         if payload[:2] == JPEG_START:
-            return simplejpeg.decode_jpeg(payload, colorspace="RGB")
+            return simplejpeg.decode_jpeg(
+                payload, colorspace="RGB", min_height=at_least, min_width=at_least
+            )
         with Image.open(io.BytesIO(payload)) as image:
             return np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
