@@ -192,6 +192,9 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
 
 def main() -> None:
     arguments = parse_arguments()
+    for name in ("classes", "batch", "embedding", "ranks", "repeats", "shrink"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}, expected 1 or more")
     if arguments.batch % arguments.ranks:
         raise ValueError(
             f"--batch is {arguments.batch} for {arguments.ranks} ranks: all ranks take equally many"

@@ -30,6 +30,8 @@ def main() -> None:
 
 
 def _names(path: Path) -> Sequence[str]:
+    if not path.exists():
+        raise ValueError(f"there is no {path}: name an image folder, or a text file of names")
     if not path.is_dir():
         return path.read_text(encoding="utf-8").splitlines()
     names = open_catalog(path).class_names
