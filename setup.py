@@ -10,6 +10,7 @@ EXTRAS = {
     "dali-cuda130": ["nvidia-dali-cuda130>=1.52; platform_system=='Linux'"],
     "parquet": ["pyarrow>=15.0"],
     "align": ["opencv-python-headless>=4.9"],
+    "tinyface": ["scipy>=1.11"],
     "wandb": ["wandb>=0.18"],
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
     "triton": ["triton>=3.2; platform_system=='Linux'"],

@@ -1,12 +1,14 @@
 """Identify aligned images in a gallery with distractors, as TinyFace and MegaFace do.
 
-    python tools/identify.py MODEL --probes Probe --gallery Gallery_Match --distractors Distractor
+    python tools/identify.py MODEL --probes probe_img_ID_pairs.mat \\
+        --gallery gallery_match_img_ID_pairs.mat --distractors Gallery_Distractor
     torchrun --nproc_per_node=8 tools/identify.py MODEL --probes facescrub_list.json \\
         --distractors megaface_list.json_1000000_1 --distractors-root MegaFace_aligned
 
-Probes and gallery are folders with a folder per identity, equal names being one person, or JSON
-lists with "path" and "id". Without --gallery every probe is searched for by every other image of
-its person, alone among the distractors (MegaFace). Scores are kept in blocks, never as a matrix.
+Probes and gallery are folders with a folder per identity, equal names being one person, JSON
+lists with "path" and "id", or TinyFace's own .mat lists. Without --gallery every probe is searched
+for by every other image of its person, alone among the distractors (MegaFace). Scores are kept in
+blocks, never as a matrix.
 """
 
 import argparse

@@ -1,9 +1,14 @@
-"""Probes, galleries and distractors of an identification test, from folders or MegaFace's lists."""
+"""Probes, galleries and distractors of an identification test.
+
+From folders, from MegaFace's lists (JSON), or from TinyFace's (MATLAB).
+"""
 
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from kappaface_dist.data.sources import IMAGE_SUFFIXES
 
@@ -21,13 +26,18 @@ def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:
 
     Args:
         place: the folder; or a .json file {"path": [...], "id": [...]}, as
-            facescrub_features_list.json is.
-        root: what the list's paths are relative to; the list's own folder if not given.
+            facescrub_features_list.json is; or TinyFace's probe_img_ID_pairs.mat or
+            gallery_match_img_ID_pairs.mat.
+        root: what the list's paths are relative to; if not given the list's own folder, or for
+            TinyFace's lists the folder Probe or Gallery_Match beside it.
 
     Raises:
         ValueError: nothing is there, or the list is malformed.
+        RuntimeError: a .mat file, and scipy is not installed.
     """
     place = Path(place)
+    if place.suffix == ".mat":
+        return _read_matlab_list(place, root)
     if place.suffix == ".json":
         content = _read_list(place)
         names = content.get("id")
@@ -50,6 +60,39 @@ def read_distractors(place: str | Path, root: str | Path | None = None) -> FaceL
     else:
         paths = images_below(place)
     return FaceList(paths, [None] * len(paths))
+
+
+# Variables of TinyFace's lists, and the folder beside them that holds the images.
+MATLAB_LISTS = {"probe": "Probe", "gallery": "Gallery_Match"}
+
+
+def _read_matlab_list(place: Path, root: str | Path | None) -> FaceList:
+    """A list of TinyFace: <kind>_set, a column of file names, and <kind>_ids, one of numbers."""
+    if not place.is_file():
+        raise ValueError(f"there is no file {place}, expected a list of images")
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError as error:
+        raise RuntimeError(
+            f"{place} is read with scipy: pip install 'kappaface_dist[tinyface]'"
+        ) from error
+    try:
+        content = loadmat(place)
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{place} is not a readable .mat file: {error}") from error
+    for kind, folder in MATLAB_LISTS.items():
+        if f"{kind}_set" in content and f"{kind}_ids" in content:
+            names = [str(np.ravel(cell)[0]) for cell in content[f"{kind}_set"].ravel()]
+            identities = [str(number) for number in content[f"{kind}_ids"].ravel()]
+            if not names or len(names) != len(identities):
+                raise ValueError(f"{place} has {len(names)} images and {len(identities)} ids")
+            base = Path(root) if root is not None else place.parent / folder
+            return FaceList([base / name for name in names], list(identities))
+    raise ValueError(
+        f"{place} holds {', '.join(k for k in content if not k.startswith('__')) or 'nothing'},"
+        " expected probe_set and probe_ids, or gallery_set and gallery_ids, as in TinyFace"
+    )
 
 
 def _read_list(place: Path) -> dict[str, list[str]]:
