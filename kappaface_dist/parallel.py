@@ -6,12 +6,14 @@ Shapes: B images on this rank, G = N·B images on all N ranks, D embedding size,
 """
 
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from kappaface_dist.rendezvous import store_of_this_start
 
@@ -77,6 +79,23 @@ def take_rank(rank: int, num_ranks: int, port: int) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def call_on_ranks(
+    function: Callable[[int, T, int | None], None], arguments: T, num_ranks: int
+) -> None:
+    """Call function(rank, arguments, port) in num_ranks processes of this machine and wait.
+
+    Each begins with `take_rank`. For one rank, or where torchrun has started the processes already,
+    function is called here, with rank 0 and port None.
+    """
+    if num_ranks == 1 or "WORLD_SIZE" in os.environ:
+        function(0, arguments, None)
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(function, (arguments, port), nprocs=num_ranks)
 
 
 def stop() -> None:

@@ -12,13 +12,10 @@ with one thread, as torchrun's have; with one rank torch uses all cores (or OMP_
 """
 
 import argparse
-import os
-import socket
 from functools import partial
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
 from kappaface_dist import commands, parallel
 from kappaface_dist.head import ArcFace, PartialFC, SGDRows
@@ -200,13 +197,7 @@ def main() -> None:
             f"--batch is {arguments.batch} for {arguments.ranks} ranks: all ranks take equally many"
             " images, choose a multiple"
         )
-    if arguments.ranks == 1 or "WORLD_SIZE" in os.environ:
-        run_rank(0, arguments, None)
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, (arguments, port), nprocs=arguments.ranks)
+    parallel.call_on_ranks(run_rank, arguments, arguments.ranks)
 
 
 if __name__ == "__main__":

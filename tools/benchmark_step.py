@@ -6,24 +6,21 @@ torchrun the processes are those of torchrun.
 """
 
 import argparse
-import os
 import resource
-import socket
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 
 from kappaface_dist import commands, parallel
-from kappaface_dist.backbones.counting import count_cost
 from kappaface_dist.build import DTYPES
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
 from kappaface_dist.data.loader import build_loader
+from kappaface_dist.planning.plan import network_cost
 from kappaface_dist.planning.step_benchmark import (
     Side,
     measure,
@@ -56,15 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All variants of one configuration."""
     config = load_config(arguments.config, arguments.overrides)
-    section = config.backbone
-    cost = count_cost(
-        section.name,
-        embedding_size=section.embedding_size,
-        image_size=config.data.image_size,
-        depths=section.depths,
-        widths=section.widths,
-        mask_ratio=section.mask_ratio,
-    )
+    cost = network_cost(config)
     on_gpu = device.type == "cuda"
     configs = variants(
         config, compiled=not arguments.no_compile, plain_precision="fp16" if on_gpu else "fp32"
@@ -76,7 +65,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     peak = product_flops(device, DTYPES[config.precision])
     sides = measure(configs, int(arguments.classes), device, arguments.steps)
     report: dict[str, Any] = {
-        "backbone": section.name,
+        "backbone": config.backbone.name,
         "classes": int(arguments.classes),
         "batch": sides["config"].job.global_batch,
         "ranks": parallel.world_size(),
@@ -175,13 +164,7 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.ranks == 1 or "WORLD_SIZE" in os.environ:
-        run_rank(0, arguments, None)
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, (arguments, port), nprocs=arguments.ranks)
+    parallel.call_on_ranks(run_rank, arguments, arguments.ranks)
 
 
 if __name__ == "__main__":

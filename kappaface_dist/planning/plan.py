@@ -6,7 +6,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kappaface_dist.backbones.counting import count_cost
+from kappaface_dist.backbones.counting import Cost, count_cost
 from kappaface_dist.build import new_network
 from kappaface_dist.config import Config
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
@@ -45,11 +45,10 @@ class Plan:
         return total
 
 
-def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
-    """Plan a job; call it inside `pretend_ranks(size.num_ranks)`."""
-    memory = memory_items(config, size, device.kind)
+def network_cost(config: Config) -> Cost:
+    """Parameters and operations of the configuration's backbone."""
     section = config.backbone
-    cost = count_cost(
+    return count_cost(
         section.name,
         embedding_size=section.embedding_size,
         image_size=config.data.image_size,
@@ -57,6 +56,12 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
         widths=section.widths,
         mask_ratio=section.mask_ratio,
     )
+
+
+def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
+    """Plan a job; call it inside `pretend_ranks(size.num_ranks)`."""
+    memory = memory_items(config, size, device.kind)
+    cost = network_cost(config)
     calls = planned_calls(config, size.num_ranks)
     seconds = step_seconds(config, size, device, cost, memory, calls)
     usable = int(device.memory_bytes * USABLE_SHARE)
