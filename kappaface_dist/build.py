@@ -75,17 +75,6 @@ def build_job(config: Config, device: torch.device) -> Job:
     )
     accumulate = config.optimizer.accumulate
     global_batch = config.data.batch_size * parallel.world_size() * accumulate
-    loader = build_loader(
-        catalog,
-        loader=config.data.loader,
-        batch_size=config.data.batch_size,
-        image_size=config.data.image_size,
-        augment=config.data.augment,
-        num_threads=config.data.num_threads,
-        block_shuffle=config.data.block_shuffle,
-        seed=config.run.seed,
-        device=device,
-    )
     network = build_network(config, device)
     peak_lr = scaled_lr(config.optimizer.lr, global_batch, config.optimizer.reference_batch)
     return Job(
@@ -93,7 +82,7 @@ def build_job(config: Config, device: torch.device) -> Job:
         device=device,
         catalog=catalog,
         pair_sets=pair_sets,
-        loader=loader,
+        loader=new_loader(config, catalog, device),
         network=network,
         backbone=wrap_for_training(config, network),
         head=build_head(config, catalog, device),
@@ -108,6 +97,21 @@ def build_job(config: Config, device: torch.device) -> Job:
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         global_batch=global_batch,
         peak_lr=peak_lr,
+    )
+
+
+def new_loader(config: Config, catalog: Catalog, device: torch.device) -> Loader:
+    """The loader of this rank."""
+    return build_loader(
+        catalog,
+        loader=config.data.loader,
+        batch_size=config.data.batch_size,
+        image_size=config.data.image_size,
+        augment=config.data.augment,
+        num_threads=config.data.num_threads,
+        block_shuffle=config.data.block_shuffle,
+        seed=config.run.seed,
+        device=device,
     )
 
 

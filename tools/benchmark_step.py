@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, parallel
-from kappaface_dist.build import DTYPES
+from kappaface_dist.build import DTYPES, new_loader
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.data.loader import build_loader
 from kappaface_dist.planning.plan import network_cost
 from kappaface_dist.planning.step_benchmark import (
     Side,
@@ -110,16 +109,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
 
 def seconds_per_batch(config: Config, device: torch.device) -> float:
     """What the loader takes for a batch with nothing else to do."""
-    loader = build_loader(
-        open_catalog(config.data.train),
-        loader=config.data.loader,
-        batch_size=config.data.batch_size,
-        image_size=config.data.image_size,
-        augment=config.data.augment,
-        num_threads=config.data.num_threads,
-        seed=config.run.seed,
-        device=device,
-    )
+    loader = new_loader(config, open_catalog(config.data.train), device)
     num_batches = 30
     batches = iter(loader.batches(0, num_batches + 5))
     for _ in range(5):

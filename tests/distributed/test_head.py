@@ -10,6 +10,7 @@ from kappaface_dist.head import AdamWRows, ArcFace, CosFace, KappaFace, PartialF
 from kappaface_dist.head.dense import DenseSide
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from tests.dense_head import dense_loss, torch_optimizer
+from tests.head_steps import own_images, take_steps
 from tests.processes import run_on_ranks
 
 NUM_CLASSES, SIZE, NUM_IMAGES, NUM_STEPS = 101, 16, 12, 5
@@ -26,10 +27,6 @@ def global_batch(step, num_classes=NUM_CLASSES, num_images=NUM_IMAGES):
     return embedding_GD, label_G
 
 
-def own_images(x_GX):
-    return x_GX.chunk(parallel.world_size())[parallel.rank()]
-
-
 def train(num_classes, margin, optimizer, sample_rate, num_steps=NUM_STEPS):
     """Run the sharded head; returns everything the oracle needs to repeat it."""
     head = PartialFC(
@@ -42,18 +39,8 @@ def train(num_classes, margin, optimizer, sample_rate, num_steps=NUM_STEPS):
         dtype=torch.float64,
         seed=3,
     )
-    losses, gradients, kept = [], [], []
-    for step in range(num_steps):
-        embedding_GD, label_G = global_batch(step, num_classes)
-        embedding_BD = own_images(embedding_GD).clone().requires_grad_()
-        loss = head(embedding_BD, own_images(label_G))
-        loss.backward()
-        index_S = head._pending[0].rows.index_S
-        here = torch.arange(len(head.classes)) if index_S is None else index_S
-        kept.append((here + head.classes.start).tolist())
-        gradients.append((embedding_BD.grad / parallel.world_size()).numpy())
-        head.step(LR)
-        losses.append(loss.item())
+    batches = (global_batch(step, num_classes) for step in range(num_steps))
+    losses, gradients, kept = take_steps(head, batches, LR)
     state = {name: t.numpy() for name, t in head.sharded_state().items()}
     return losses, gradients, kept, state
 

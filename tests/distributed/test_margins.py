@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.head import AdaFace, CurricularFace, KappaFace, MagFace, PartialFC, SGDRows
 from kappaface_dist.head.margins import Images
 from kappaface_dist.head.shard import initial_centres
 from tests.dense_margins import MARGINS, margin_loss
+from tests.head_steps import take_steps
 from tests.processes import run_on_ranks
 
 NUM_CLASSES, SIZE, NUM_IMAGES, NUM_STEPS, SEED = 53, 8, 12, 3, 5
@@ -35,10 +35,6 @@ def global_batch(step):
     return unit_GD * torch.linspace(0.5, 8, NUM_IMAGES, dtype=torch.float64)[:, None], label_G
 
 
-def own_images(x_GX):
-    return x_GX.chunk(parallel.world_size())[parallel.rank()]
-
-
 def train(margin, sample_rate):
     head = PartialFC(
         NUM_CLASSES,
@@ -50,18 +46,8 @@ def train(margin, sample_rate):
         dtype=torch.float64,
         seed=SEED,
     )
-    losses, gradients, kept = [], [], []
-    for step in range(NUM_STEPS):
-        embedding_GD, label_G = global_batch(step)
-        embedding_BD = own_images(embedding_GD).clone().requires_grad_()
-        loss = head(embedding_BD, own_images(label_G))
-        loss.backward()
-        index_S = head._pending[0].rows.index_S
-        here = torch.arange(len(head.classes)) if index_S is None else index_S
-        kept.append((here + head.classes.start).tolist())
-        gradients.append((embedding_BD.grad / parallel.world_size()).numpy())
-        head.step(LR)
-        losses.append(loss.item())
+    batches = (global_batch(step) for step in range(NUM_STEPS))
+    losses, gradients, kept = take_steps(head, batches, LR)
     state = {name: t.numpy() for name, t in head.sharded_state().items()}
     state |= {name: t.numpy() for name, t in head.replicated_state().items()}
     return losses, gradients, kept, state
