@@ -201,6 +201,7 @@ def build_head(config: Config, catalog: Catalog, device: torch.device) -> Partia
         dtype=DTYPES[config.head.dtype],
         logit_cache_bytes=config.head.logit_cache_bytes,
         filter_threshold=config.head.filter_threshold,
+        skip_mass=config.head.skip_mass,
         fused=config.head.fused,
         seed=config.run.seed,
         device=device,

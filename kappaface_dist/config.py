@@ -62,6 +62,7 @@ class Head:
     momentum_dtype: str = "fp32"  # fp32 | bf16: of sgd's momentum of the centres
     logit_cache_bytes: int = 0  # per rank: what the second pass need not compute again
     filter_threshold: float | None = None  # negatives with a cosine above it are left out
+    skip_mass: float = 0.0  # share of the negatives' mass that the second pass may leave out
     fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)

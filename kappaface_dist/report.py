@@ -43,6 +43,7 @@ def write_report(
     folder = job.config.folder
     untrained, pixels = _baselines(job)
     classes = class_table(job)
+    head = job.head.summary()
     summary = {
         "world_size": parallel.world_size(),
         "steps": steps,
@@ -52,7 +53,7 @@ def write_report(
         "classes": job.catalog.num_classes,
         "images": job.catalog.num_images,
         "corrupt_images": sum(parallel.gather_objects(job.loader.num_corrupt)),
-        "margin": dict(zip(("min", "mean", "max"), job.head.margin_summary(), strict=True)),
+        "margin": {name: head[f"margin_{name}"] for name in ("min", "mean", "max")},
         "verification": {name: result.summary() for name, result in results.items()},
         "baselines": {"untrained": untrained, "pixels": pixels},
     }

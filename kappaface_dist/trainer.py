@@ -197,17 +197,13 @@ class Trainer:
         self.state.seconds += seconds
         # The slowest rank's wait is what everybody waits for.
         waited = parallel.all_reduce_max(torch.tensor([meter.waited / seconds])).item()
-        low, mean, high = self.job.head.margin_summary()
         numbers = {
             "loss": self.state.last_loss,
             "learning_rate": self.job.peak_lr * self.lr_factor(),
             "epoch": self.state.position / self.job.catalog.num_images,
             "images_per_second": meter.images / seconds,
             "data_wait_share": waited,
-            "margin_min": low,
-            "margin_mean": mean,
-            "margin_max": high,
-            **self.job.head.concentration_summary(),
+            **self.job.head.summary(),
         }
         rank_1 = self.job.head.rank_one.take()
         if rank_1 is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kappaface_dist import parallel
-from kappaface_dist.head.streaming_softmax import LARGEST_SCALE, Softmax
+from kappaface_dist.head.softmax import LARGEST_SCALE, Softmax
 
 
 def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
@@ -39,6 +39,15 @@ def check_softmax(
         )
     if logit_cache_bytes < 0:
         raise ValueError(f"head.logit_cache_bytes is {logit_cache_bytes}: use 0 or more")
+    if not 0.0 <= softmax.skip_mass < 1.0:
+        raise ValueError(
+            f"head.skip_mass is {softmax.skip_mass}: it is a share, from 0 (exact) to below 1"
+        )
+    if softmax.skip_mass and softmax.largest_cosine != 1.0:
+        raise ValueError(
+            f"head.skip_mass is {softmax.skip_mass}, but this margin changes the other classes'"
+            " logits, whose mass is then not their gradient's: set it to 0"
+        )
     if split_centres and dtype != torch.bfloat16:
         raise ValueError(
             f"head.split_centres needs bf16 products, but head.dtype is {dtype}: set it to bf16"

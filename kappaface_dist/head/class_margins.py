@@ -69,15 +69,22 @@ class ClassMargins:
         if isinstance(self.margin, KappaFace) and not self.margin.refresh_steps:
             self.refresh()
 
-    def summary(self, num_classes: int) -> tuple[float, float, float]:
-        """(smallest, mean, largest) margin over the classes of all ranks. Collective."""
+    def summary(self, num_classes: int) -> dict[str, float]:
+        """Smallest, mean and largest margin over the classes of all ranks, and the quantiles of
+        their concentrations, if there are any. Collective.
+        """
         margin_K = self.margin_K.double()
         extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=margin_K.device)
         if len(margin_K):
             extremes = torch.stack([-margin_K.min(), margin_K.max()])
         parallel.all_reduce_max(extremes)
         total = parallel.all_reduce_sum(margin_K.sum().reshape(1))
-        return -extremes[0].item(), total.item() / num_classes, extremes[1].item()
+        return {
+            "margin_min": -extremes[0].item(),
+            "margin_mean": total.item() / num_classes,
+            "margin_max": extremes[1].item(),
+            **({} if self.statistics is None else self.statistics.summary()),
+        }
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""

@@ -12,10 +12,12 @@ import torch
 from kappaface_dist import parallel
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.margins import Images, target_logit
+from kappaface_dist.head.negligible import choose_tiles
 from kappaface_dist.head.rank_one import RankOne
 from kappaface_dist.head.rows import Rows
 from kappaface_dist.head.second_pass import MicroBatch
-from kappaface_dist.head.streaming_softmax import LogitCache, Softmax, negative_sums, unit_rows
+from kappaface_dist.head.softmax import Softmax, unit_rows
+from kappaface_dist.head.streaming_softmax import LogitCache, negative_sums
 
 
 def gather_batch(
@@ -106,7 +108,10 @@ def first_pass(
     slope_G = target.slope_G.where(owned_G, 0.0)
     negatives = margin.negatives(images, class_margins.state)
     nearest = rank_one.begin_batch(embedding_GD)
-    sum_G, sum_GD = negative_sums(embedding_GD, rows, column_G, softmax, cache, negatives, nearest)
+    parts: list[torch.Tensor] | None = [] if learning and softmax.skip_mass else None
+    sum_G, sum_GD = negative_sums(
+        embedding_GD, rows, column_G, softmax, cache, negatives, nearest, parts
+    )
     rank_one.end_batch(nearest, cosine_G, owned_G)
 
     sums_G2 = torch.stack([sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
@@ -144,6 +149,7 @@ def first_pass(
         rows,
         cache,
         negatives=negatives,
+        tiles=choose_tiles(parts, log_denominator_G, softmax.skip_mass) if parts else None,
     )
     return FirstPass(loss, cosine_G, batch, gradient_BD, norm_gradient_B)
 

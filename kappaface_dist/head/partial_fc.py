@@ -14,13 +14,15 @@ from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedd
 from kappaface_dist.head.class_margins import ClassMargins
 from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin
+from kappaface_dist.head.negligible import Skipped
 from kappaface_dist.head.rank_one import RankOne
 from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_centres
 from kappaface_dist.head.rows import Centres
 from kappaface_dist.head.sampling import choose_rows
 from kappaface_dist.head.second_pass import MicroBatch, share_rows, whole_gradient
 from kappaface_dist.head.shard import initial_centres, shard_classes
-from kappaface_dist.head.streaming_softmax import LogitCache, Softmax
+from kappaface_dist.head.softmax import Softmax
+from kappaface_dist.head.streaming_softmax import LogitCache
 
 
 class PartialFC(torch.nn.Module):
@@ -54,6 +56,8 @@ class PartialFC(torch.nn.Module):
             (`rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and `sharded_state`
             put them back in order, in place, until the next call.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
+        skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
+            as negligible tiles, bounded and counted (`negligible.py`); 0 is exact.
         fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
         seed: the initial centre of a class depends on (seed, class) alone.
         device: where the shard lives.
@@ -73,19 +77,16 @@ class PartialFC(torch.nn.Module):
         filter_threshold: float | None = None,
         split_centres: bool | None = None,
         chunk_bytes: int | None = None,
+        skip_mass: float = 0.0,
         fused: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
         super().__init__()
-        self.margin = margin if margin is not None else KappaFace()
+        self.margin = margin = margin if margin is not None else KappaFace()
+        largest = margin.largest_cosine
         self.softmax = Softmax(
-            self.margin.scale,
-            dtype,
-            filter_threshold,
-            chunk_bytes,
-            fused,
-            self.margin.largest_cosine,
+            margin.scale, dtype, filter_threshold, chunk_bytes, fused, largest, skip_mass
         )
         check_images(images_per_class, num_classes)
         check_softmax(self.softmax, sample_rate, logit_cache_bytes, split_centres)
@@ -110,6 +111,7 @@ class PartialFC(torch.nn.Module):
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
         self.rank_one = RankOne()
+        self.skipped = Skipped()
         self._pending: list[MicroBatch] = []
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -189,6 +191,8 @@ class PartialFC(torch.nn.Module):
         batches = share_rows(self._pending)
         for batch in batches:
             batch.factor = batch.factor / loss_scale
+            if batch.tiles is not None:
+                self.skipped.add(batch.tiles)
         self._centres.arrange()
         update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
         self._pending.clear()
@@ -210,14 +214,10 @@ class PartialFC(torch.nn.Module):
         """This shard's per-class margins [K], fp32: radians, or as the margin states."""
         return self.class_margins.margin_K
 
-    def margin_summary(self) -> tuple[float, float, float]:
-        """(smallest, mean, largest) margin over all classes of all ranks. Collective."""
-        return self.class_margins.summary(self.num_classes)
-
-    def concentration_summary(self) -> dict[str, float]:
-        """Quantiles of the concentrations over all ranks, if there are any. Collective."""
-        statistics = self.class_margins.statistics
-        return {} if statistics is None else statistics.summary()
+    def summary(self) -> dict[str, float]:
+        """Margins, concentrations, and what was skipped since the last time. Collective."""
+        skipped = self.skipped.take(self._centres.device) if self.softmax.skip_mass else {}
+        return self.class_margins.summary(self.num_classes) | skipped
 
     def refresh(self) -> None:
         """End a window of the class statistics now: new concentrations, new margins."""

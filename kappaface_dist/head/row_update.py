@@ -12,7 +12,7 @@ import torch
 
 from kappaface_dist.head.rows import split_rows
 from kappaface_dist.head.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
-from kappaface_dist.head.streaming_softmax import Softmax
+from kappaface_dist.head.softmax import Softmax
 
 RowState = dict[str, torch.Tensor]
 

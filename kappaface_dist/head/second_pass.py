@@ -1,7 +1,8 @@
 """The second pass: the gradient of each chunk of centres, from what the first pass left.
 
 The formulas are those of `streaming_softmax.py`.
-Shapes: G images on all ranks, D embedding size, R rows of one chunk, S the rows in use.
+Shapes: G images on all ranks, M those of them that matter to a chunk, D embedding size, R rows of
+one chunk, S the rows in use.
 """
 
 from collections.abc import Iterator
@@ -9,15 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kappaface_dist.head.negligible import Tiles
 from kappaface_dist.head.products import multiply
 from kappaface_dist.head.rows import Rows
-from kappaface_dist.head.streaming_softmax import (
-    Chunks,
-    LogitCache,
-    Negatives,
-    Softmax,
-    inverse_norms,
-)
+from kappaface_dist.head.softmax import Negatives, Softmax, inverse_norms
+from kappaface_dist.head.streaming_softmax import Chunks, LogitCache
 
 # exp(−log D) stays finite: a denominator below e^-80 needs a scale near the largest, and every
 # centre, the target's too, on the far side of the sphere.
@@ -38,6 +35,7 @@ class MicroBatch:
         cache: what the first pass kept of its chunks.
         absent_S: rows that this batch did not see though another micro-batch did; None if none.
         negatives: as in `negative_sums`.
+        tiles: those to take, where some may be left out.
     """
 
     embedding_GD: torch.Tensor
@@ -49,12 +47,14 @@ class MicroBatch:
     cache: LogitCache | None = None
     absent_S: torch.Tensor | None = None
     negatives: Negatives | None = None
+    tiles: Tiles | None = None
 
 
 def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
     """The same micro-batches over the union of their rows, for one second pass.
 
-    Where they drew different rows, what their first passes kept does not fit the union's chunks.
+    Where they drew different rows, what their first passes kept does not fit the union's chunks,
+    and no tile is left out.
     """
     indices = [batch.rows.index_S for batch in batches if batch.rows.index_S is not None]
     if len(batches) == 1 or not indices:
@@ -67,7 +67,8 @@ def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
         absent_S[place_S] = False
         column_G = torch.where(batch.column_G < 0, -1, place_S[batch.column_G.clamp_min(0)])
         rows = replace(batch.rows, index_S=union_S)
-        shared.append(replace(batch, column_G=column_G, rows=rows, cache=None, absent_S=absent_S))
+        batch = replace(batch, column_G=column_G, rows=rows, absent_S=absent_S)
+        shared.append(replace(batch, cache=None, tiles=None))
     return shared
 
 
@@ -123,23 +124,45 @@ def raw_gradients(
         weighted.append(batch.embedding_GD * weight_G[:, None])
     chunks = Chunks(batches[0].embedding_GD, batches[0].rows, softmax)
     buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
-    for first, last, chunk_RD in chunks:
-        h_RD = buffer_RD[: last - first]
-        for number, (batch, weighted_GD) in enumerate(zip(batches, weighted, strict=True)):
-            share_GR = None if batch.cache is None else batch.cache.get(first)
-            if share_GR is None:
-                operand_RD = batch.rows.operand(chunk_RD, softmax.dtype)
-                share_GR, _ = chunks.shares(
-                    batch.embedding_GD,
-                    operand_RD,
-                    batch.column_G,
-                    first,
-                    negatives=batch.negatives,
-                )
+    taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
+    for place, (first, last, chunk_RD) in enumerate(chunks):
+        h_RD, num_added = buffer_RD[: last - first], 0
+        for batch, weighted_GD, images in zip(batches, weighted, taken, strict=True):
+            image_M = None if images is None else images[place]
+            if image_M is not None:
+                if not len(image_M):
+                    continue
+                weighted_GD = weighted_GD.index_select(0, image_M)
+            share_GR = _shares(chunks, batch, chunk_RD, first, image_M)
             if batch.absent_S is not None:
                 share_GR.masked_fill_(batch.absent_S[first:last], 0.0)
-            multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=number > 0)
+            multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=num_added > 0)
+            num_added += 1
+        if not num_added:
+            h_RD.zero_()
         yield first, last, chunk_RD, h_RD
+
+
+def _shares(
+    chunks: Chunks,
+    batch: MicroBatch,
+    chunk_RD: torch.Tensor,
+    first: int,
+    image_M: torch.Tensor | None,
+) -> torch.Tensor:
+    """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
+    kept_GR = None if batch.cache is None else batch.cache.get(first)
+    if kept_GR is not None:
+        return kept_GR if image_M is None else kept_GR.index_select(0, image_M)
+    operand_RD = batch.rows.operand(chunk_RD, chunks.softmax.dtype)
+    embedding_GD, column_G = batch.embedding_GD, batch.column_G
+    if image_M is not None:
+        embedding_GD = embedding_GD.index_select(0, image_M)
+        column_G = column_G.index_select(0, image_M)
+    share_MR, _ = chunks.shares(
+        embedding_GD, operand_RD, column_G, first, negatives=batch.negatives
+    )
+    return share_MR
 
 
 def gradient(

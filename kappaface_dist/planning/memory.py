@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kappaface_dist.build import DTYPES, new_network
 from kappaface_dist.config import Config
 from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.streaming_softmax import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
+from kappaface_dist.head.softmax import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
 from kappaface_dist.optim import build_optimizer
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes

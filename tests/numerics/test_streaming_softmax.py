@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kappaface_dist.head import ArcFace, KappaFace, PartialFC, SGDRows
 from kappaface_dist.head.rows import Rows
 from kappaface_dist.head.second_pass import MicroBatch, whole_gradient
-from kappaface_dist.head.streaming_softmax import Softmax, negative_sums
+from kappaface_dist.head.softmax import Softmax
+from kappaface_dist.head.streaming_softmax import negative_sums
 from tests.dense_head import dense_loss
 
 C, G, D = 500, 24, 32

@@ -38,6 +38,7 @@ def test_the_head_gets_its_settings(path):
         "head.momentum_dtype=bf16",
         "head.logit_cache_bytes=1000",
         "head.filter_threshold=0.6",
+        "head.skip_mass=0.02",
         "head.fused=false",
         "margin.name=cosface",
         "margin.margin=0.2",
@@ -45,7 +46,8 @@ def test_the_head_gets_its_settings(path):
         "optimizer.weight_decay=0.001",
     ).head
     assert (head.sample_rate, head.dtype, head.logit_cache_bytes) == (0.5, torch.bfloat16, 1000)
-    assert (head.softmax.filter_threshold, head.softmax.fused) == (0.6, False)
+    assert (head.softmax.filter_threshold, head.softmax.skip_mass) == (0.6, 0.02)
+    assert not head.softmax.fused
     assert head.margin.margin == 0.2
     assert (head.optimizer.momentum, head.optimizer.weight_decay) == (0.7, 0.001)
     assert head.sharded_state()["optimizer.momentum"].dtype == torch.bfloat16

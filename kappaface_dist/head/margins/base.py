@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from kappaface_dist.head.streaming_softmax import Negatives
+from kappaface_dist.head.softmax import Negatives
 
 # Small tensors by name, equal on all ranks; part of a checkpoint.
 MarginState = dict[str, torch.Tensor]
