@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,50 @@ def with_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
             " GPUs only: set it to false, or use tiny_gn, which needs no statistics"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+class DataParallel(DistributedDataParallel):
+    """DDP whose exchange of gradients outlasts the backward pass, until it is waited for.
+
+    The head's second pass, which needs no gradient of the backbone, fits in between.
+
+    Args:
+        gradient_dtype: see wrap_backbone.
+        options: of DistributedDataParallel.
+    """
+
+    def __init__(self, backbone: nn.Module, gradient_dtype: torch.dtype, **options: Any):
+        super().__init__(backbone, **options)
+        self._exchange = _Exchange(gradient_dtype)
+        self.register_comm_hook(self._exchange, _start)
+
+    def wait_for_gradients(self) -> None:
+        """Afterwards the gradients of the last backward pass are the means over the ranks."""
+        for work, sent, gradient in self._exchange.running:
+            work.wait()
+            if sent is not gradient:
+                gradient.copy_(sent)
+        self._exchange.running.clear()
+
+
+class _Exchange:
+    """All-reduces on their way: what to wait for, what is sent, and whose place it takes."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.running: list[tuple[dist.Work, torch.Tensor, torch.Tensor]] = []
+
+
+def _start(exchange: _Exchange, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP hook: start the mean over the ranks of a bucket, and let the backward pass end."""
+    gradient = bucket.buffer()
+    sent = gradient.to(exchange.dtype).div_(parallel.world_size())
+    exchange.running.append((dist.all_reduce(sent, async_op=True), sent, gradient))
+    devices: list[int | str | torch.device] = [gradient.device] if gradient.is_cuda else []
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future(devices=devices)
+    # DDP takes the bucket for done, and hands out its views as the gradients.
+    future.set_result(gradient)
+    return future
 
 
 def wrap_backbone(
@@ -61,29 +106,11 @@ def wrap_backbone(
     # torch 2.13 renames this option; older versions know the old name only.
     options = inspect.signature(DistributedDataParallel.__init__).parameters
     per_step = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    wrapped = DistributedDataParallel(
+    return DataParallel(
         backbone,
+        gradient_dtype,
         gradient_as_bucket_view=True,
         static_graph=static_graph,
         bucket_cap_mb=bucket_megabytes,
-        **{per_step: False},  # type: ignore[arg-type]
+        **{per_step: False},
     )
-    if gradient_dtype == torch.bfloat16:
-        wrapped.register_comm_hook(None, mean_in_bf16)
-    return wrapped
-
-
-def mean_in_bf16(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """DDP hook: the mean over the ranks, exchanged in bf16.
-
-    torch's own hook of this kind refuses to run without NCCL.
-    """
-    gradient = bucket.buffer()
-    compressed = gradient.to(torch.bfloat16).div_(parallel.world_size())
-    future = dist.all_reduce(compressed, async_op=True).get_future()
-
-    def decompress(done: torch.futures.Future) -> torch.Tensor:
-        done.wait()
-        return gradient.copy_(compressed)
-
-    return future.then(decompress)

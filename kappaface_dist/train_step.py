@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from kappaface_dist import parallel
@@ -22,9 +21,10 @@ from kappaface_dist.backbones.layers import running_statistics_kept
 from kappaface_dist.build import DTYPES, Job
 from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.data.loader import Batch
+from kappaface_dist.data_parallel import DataParallel
 
 Phase = Callable[[str], AbstractContextManager]
-PHASES = ("backbone_forward", "head_forward", "backward", "optimizer", "head_step")
+PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
 
 
 def train_step(
@@ -57,10 +57,17 @@ def train_step(
     step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase, frozen)
     cached = job.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
-    if frozen:
+    loss_scale = scaler.scale(torch.ones_like(loss))
+    skips = scaler.is_enabled() and not frozen
+    if not skips:
+        # Meanwhile the rest of the backbone's gradients is exchanged.
         with phase("head_step"):
-            job.head.step(lr, loss_scale=scaler.scale(torch.ones_like(loss)))
+            job.head.step(lr, loss_scale=loss_scale)
+    if frozen:
         return loss
+    if isinstance(job.backbone, DataParallel):
+        with phase("exchange"):
+            job.backbone.wait_for_gradients()
     with phase("optimizer"):
         scaler.unscale_(optimizer)
         # An infinite limit clips nothing, but tells whether the gradient is finite.
@@ -68,12 +75,9 @@ def train_step(
             job.network.parameters(), job.config.optimizer.clip_norm or float("inf")
         )
         scaler.step(optimizer)
-    with phase("head_step"):
-        loss_scale: torch.Tensor | float = 1.0
-        skip = None
-        if scaler.is_enabled():
-            loss_scale, skip = scaler.scale(torch.ones_like(loss)), ~norm.isfinite()
-        job.head.step(lr, loss_scale=loss_scale, skip=skip)
+    if skips:  # an overflow is known only now
+        with phase("head_step"):
+            job.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
     scaler.update()
     return loss
 
@@ -146,6 +150,6 @@ class _Step:
         """DDP exchanges gradients with the last micro-batch alone."""
         backbone = self.job.backbone
         last = number == len(self.batches) - 1
-        if last or not isinstance(backbone, DistributedDataParallel):
+        if last or not isinstance(backbone, DataParallel):
             return nullcontext()
         return backbone.no_sync()

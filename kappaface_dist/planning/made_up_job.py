@@ -3,7 +3,6 @@
 Shapes: B images on this rank, H W image size, C all classes.
 """
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -33,13 +32,11 @@ def made_up_job(
     device: torch.device,
     *,
     network: nn.Module | None = None,
-    wrap: Callable[[Config, nn.Module], nn.Module] = wrap_for_training,
 ) -> Job:
     """What train_step needs; there is no catalog, loader or verification set in it.
 
     Args:
         network: taken instead of a new one.
-        wrap: makes of it what training calls.
     """
     network = build_network(config, device) if network is None else network
     return Job(
@@ -49,7 +46,7 @@ def made_up_job(
         pair_sets={},
         loader=cast(Any, None),
         network=network,
-        backbone=wrap(config, network),
+        backbone=wrap_for_training(config, network),
         head=made_up_head(config, num_classes, device),
         optimizer=build_optimizer(
             config.optimizer.name,

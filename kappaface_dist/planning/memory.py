@@ -81,8 +81,7 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
             before_last = workspace if section.accumulate > 1 else 0
             _, workspace = _forward_backward(config, network, image_B3HW)
             if config.backbone.gradient_dtype == "bf16":
-                bucket = int(config.backbone.bucket_megabytes * 2**20)
-                workspace += min(bucket, gradients) // 2
+                workspace += gradients // 2  # on their way until the optimizer's step
             workspace = max(workspace, before_last)
         optimizer.step()
         with MemoryMeter() as meter:

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -42,16 +40,3 @@ def pretend_ranks(num_ranks: int, rank: int = 0) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
-
-
-def exchange_in_pretence(backbone: torch.nn.Module) -> None:
-    """Let DDP start its all-reduces itself: it waits for results that the fake group has not."""
-    if isinstance(backbone, DistributedDataParallel):
-        backbone.register_comm_hook(None, _all_reduce)
-
-
-def _all_reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    dist.all_reduce(bucket.buffer())
-    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    future.set_result(bucket.buffer())
-    return future

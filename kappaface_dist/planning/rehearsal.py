@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
-from kappaface_dist.build import Job, wrap_for_training
+from kappaface_dist.build import Job
 from kappaface_dist.config import Config
 from kappaface_dist.planning.count_collectives import CountCollectives
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
 from kappaface_dist.planning.memory import JobSize, head_state_bytes
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.planning.pretend_group import exchange_in_pretence
 from kappaface_dist.train_step import train_step
 
 NUM_STEPS = 3
@@ -31,7 +29,7 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
         memory_bytes by item, the collectives of the step, seconds of the step and of its parts, and
         peak_process_bytes, the operating system's word for all of it.
     """
-    job = made_up_job(config, size.num_classes, device, wrap=_wrap)
+    job = made_up_job(config, size.num_classes, device)
     batches = random_batches(config, size.num_classes, device)
     phases = _Phases(job, device)
     for step in range(NUM_STEPS - 1):  # DDP finds its buckets, the optimizer makes its state
@@ -49,13 +47,6 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
         "seconds_by_part": phases.seconds,
         "peak_process_bytes": _peak_process_bytes(device),
     }
-
-
-def _wrap(config: Config, network: nn.Module) -> nn.Module:
-    backbone = wrap_for_training(config, network)
-    if config.backbone.gradient_dtype == "fp32":
-        exchange_in_pretence(backbone)
-    return backbone
 
 
 class _Phases:

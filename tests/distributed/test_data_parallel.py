@@ -1,5 +1,7 @@
 """Each switch of the data-parallel backbone does what it says, on real processes."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.data_parallel import wrap_backbone
+from kappaface_dist.data_parallel import DataParallel, wrap_backbone
 from kappaface_dist.planning.count_collectives import CountCollectives
 from tests.processes import run_on_ranks
 
@@ -30,6 +32,8 @@ def gradients(settings, num_steps=1):
         network.zero_grad()
         with CountCollectives() as count:
             backbone(images()).square().sum().backward()
+        if isinstance(backbone, DataParallel):
+            backbone.wait_for_gradients()
     found = {n: p.grad.numpy().copy() for n, p in network.named_parameters() if p.requires_grad}
     return found, [(call.name, call.num_bytes) for call in count.calls]
 
@@ -55,6 +59,40 @@ def test_gradients_in_bf16_are_the_mean_rounded():
     assert 1e-5 < largest_error(half, expected) < 2**-7
     (full_bytes,), (half_bytes,) = ([b for _, b in calls] for calls in (full_calls, half_calls))
     assert half_bytes * 2 == full_bytes == 4 * sum(g.size for g in full.values())
+
+
+def test_gradients_are_those_of_torch_s_own_ddp():
+    def plain():
+        network = small()
+        backbone = nn.parallel.DistributedDataParallel(network)
+        backbone(images()).square().sum().backward()
+        return {n: p.grad.numpy() for n, p in network.named_parameters() if p.requires_grad}
+
+    expected = run_on_ranks(2, plain)[0]
+    found, _ = run_on_ranks(2, gradients, {})[0]
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient, err_msg=name)
+
+
+def test_the_backward_pass_does_not_wait_for_the_other_ranks():
+    """What waits is wait_for_gradients, so the head's second pass can go between them."""
+    late = 1.0
+
+    def seconds():
+        backbone = wrap_backbone(small())
+        for _ in range(2):  # DDP's first step does more
+            loss = backbone(images()).square().sum()
+            parallel.barrier()
+            if parallel.rank() == 1:
+                time.sleep(late)
+            started = time.perf_counter()
+            loss.backward()
+            done = time.perf_counter()
+            backbone.wait_for_gradients()
+        return done - started, time.perf_counter() - done
+
+    backward, waited = run_on_ranks(2, seconds)[0]
+    assert backward < late / 2 < waited
 
 
 def test_buckets_are_as_large_as_asked():
