@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain PyTorch": {**CACHED, "fused": False, "dense": False},
     "whole fp32 centres": {**CACHED, "split": False, "dense": False},
     "bf16 momentum": {**CACHED, "momentum_dtype": "bf16", "dense": False},
+    "1 % of the mass skipped": {**CACHED, "skip_mass": 0.01, "near": True, "dense": False},
     **{
         f"chunks of {size} MB": {**CACHED, "chunk_bytes": size * MB, "dense": False}
         for size in (8, 16, 64, 128)
@@ -68,6 +69,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dense-dtype", choices=sorted(DTYPES), help="as --dtype if not given")
     parser.add_argument("--no-dense", dest="dense", action="store_false")
     parser.add_argument("--logit-cache-bytes", type=int, default=0)
+    parser.add_argument("--skip-mass", type=float, default=0.0, help="as head.skip_mass")
+    parser.add_argument(
+        "--near", action="store_true", help="images around their classes' centres, not anywhere"
+    )
     parser.add_argument("--chunk-bytes", type=int, help="of one chunk of logits")
     parser.add_argument("--momentum-dtype", choices=sorted(DTYPES))
     parser.add_argument("--no-fused", dest="fused", action="store_false", help="no Triton kernels")
@@ -82,13 +87,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def streaming_side(
-    arguments: argparse.Namespace, device: torch.device, sample_rate: float
+    arguments: argparse.Namespace, device: torch.device, *, exact: bool = False
 ) -> StreamingSide:
+    """Our head as asked for; exact: with all classes and nothing skipped."""
     head = PartialFC(
         arguments.classes,
         arguments.embedding,
         ArcFace(),
-        sample_rate=sample_rate,
+        sample_rate=1.0 if exact else arguments.sample_rate,
+        skip_mass=0.0 if exact else arguments.skip_mass,
         optimizer=SGDRows(momentum_dtype=DTYPES.get(arguments.momentum_dtype)),
         dtype=DTYPES[arguments.dtype],
         logit_cache_bytes=arguments.logit_cache_bytes,
@@ -104,11 +111,9 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     """All sides of one size, and their ratios."""
     num_ranks = parallel.world_size()
     num_images = arguments.batch // num_ranks
-    builders: dict[str, partial[Side]] = {
-        "streaming": partial(streaming_side, arguments, device, arguments.sample_rate)
-    }
-    if arguments.sample_rate < 1:
-        builders["streaming_full"] = partial(streaming_side, arguments, device, 1.0)
+    builders: dict[str, partial[Side]] = {"streaming": partial(streaming_side, arguments, device)}
+    if arguments.sample_rate < 1 or arguments.skip_mass:
+        builders["streaming_full"] = partial(streaming_side, arguments, device, exact=True)
     if arguments.dense:
         dtype = DTYPES[arguments.dense_dtype or arguments.dtype]
         builders["dense"] = partial(
@@ -125,7 +130,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     }
     sides = measure(
         builders,
-        Batch(arguments.classes, num_images, arguments.embedding, device),
+        Batch(arguments.classes, num_images, arguments.embedding, device, arguments.near),
         num_logits=num_rows * num_images * num_ranks,
         num_parameters=num_rows * arguments.embedding,
         num_repeats=arguments.repeats,
@@ -151,6 +156,9 @@ def print_table(name: str, report: dict[str, Any]) -> None:
                 f"  {side_name:22}{side['seconds']:>10.4f}{side['ps_per_logit']:>14.2f}"
                 f"{side['extra_bytes'] / 1e6:>10.1f}{side['state_bytes_per_parameter']:>15.2f}"
             )
+    for share in ("skipped_mass", "skipped_tiles"):
+        if share in report["streaming"]:
+            print(f"  {share} {report['streaming'][share]:.4f}")
     for ratio in (key for key in report if "_ratio" in key):
         print(f"  {ratio} {report[ratio]:.3f}")
 

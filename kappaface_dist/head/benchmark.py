@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from kappaface_dist import parallel
 from kappaface_dist.head.dense import LR
 from kappaface_dist.head.partial_fc import PartialFC
+from kappaface_dist.head.shard import initial_centres
 
 
 class Side(Protocol):
@@ -27,6 +29,9 @@ class Side(Protocol):
     def train_step(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor: ...
 
     def state(self) -> list[torch.Tensor]: ...
+
+    def numbers(self) -> dict[str, float]:
+        """What else there is to report; collective."""
 
 
 class StreamingSide:
@@ -44,14 +49,32 @@ class StreamingSide:
     def state(self) -> list[torch.Tensor]:
         return [self.head.weight_KD, *self.head.row_state.values()]
 
+    def numbers(self) -> dict[str, float]:
+        return {k: v for k, v in self.head.summary().items() if k.startswith("skipped")}
+
 
 class Batch:
-    """Random images of this rank, the same for every side."""
+    """Random images of this rank, the same for every side.
 
-    def __init__(self, num_classes: int, num_images: int, size: int, device: torch.device):
+    Args:
+        near: around the first centres of their classes, from on top to far away, as images are in
+            training; otherwise anywhere.
+    """
+
+    def __init__(
+        self, num_classes: int, num_images: int, size: int, device: torch.device, near: bool = False
+    ):
         generator = torch.Generator().manual_seed(parallel.rank())
-        self.label_B = torch.randint(num_classes, (num_images,), generator=generator).to(device)
-        self.embedding_BD = torch.randn(num_images, size, generator=generator).to(device)
+        label_B = torch.randint(num_classes, (num_images,), generator=generator)
+        embedding_BD = torch.randn(num_images, size, generator=generator)
+        if near:
+            centres = [
+                initial_centres(range(label, label + 1), size, 0, torch.float32, label_B.device)
+                for label in label_B.tolist()
+            ]
+            distance_B1 = 2.5 * torch.rand(num_images, 1, generator=generator) / math.sqrt(size)
+            embedding_BD = F.normalize(torch.cat(centres)) + distance_B1 * embedding_BD
+        self.label_B, self.embedding_BD = label_B.to(device), embedding_BD.to(device)
 
     def run(self, side: Side) -> torch.Tensor:
         return side.train_step(self.embedding_BD.clone().requires_grad_(), self.label_B)
@@ -59,21 +82,24 @@ class Batch:
 
 def seconds_per_step(
     sides: dict[str, Side], batch: Batch, num_repeats: int
-) -> dict[str, tuple[list[float], list[float]]]:
-    """(seconds, processor seconds) of each step, the sides taking turns; the slowest rank's.
+) -> dict[str, tuple[list[float], list[float], list[float]]]:
+    """(seconds, processor seconds, seconds to launch) of each step; the slowest rank's.
 
-    The processor's seconds, over all threads, are the steadier where others use the machine too.
+    The sides take turns. The processor's seconds, over all threads, are the steadier where others
+    use the machine too. Launched is what a GPU has yet to do: near the seconds, launches show.
     """
     device = batch.label_B.device
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in sides}
+    times: dict[str, tuple[list[float], list[float], list[float]]]
+    times = {name: ([], [], []) for name in sides}
     for repeat in range(num_repeats + 1):
         for name, side in sides.items():
             parallel.barrier()
             _wait(device)
             start, busy_start = time.perf_counter(), time.process_time()
             batch.run(side)
+            launched = time.perf_counter() - start
             _wait(device)
-            own = [time.perf_counter() - start, time.process_time() - busy_start]
+            own = [time.perf_counter() - start, time.process_time() - busy_start, launched]
             slowest = parallel.all_reduce_max(torch.tensor(own, dtype=torch.float64, device=device))
             if repeat:  # the first round warms up
                 for values, value in zip(times[name], slowest.tolist(), strict=True):
@@ -167,14 +193,16 @@ def measure(
             "extra_bytes_per_logit": extra / num_logits,
             "state_bytes_per_parameter": state_bytes(sides[name]) / num_parameters,
         }
-    for name, (seconds, busy) in seconds_per_step(sides, batch, num_repeats).items():
+    for name, (seconds, busy, launched) in seconds_per_step(sides, batch, num_repeats).items():
         median = statistics.median(seconds)
         report[name] |= {
             "seconds": median,
             "seconds_min": min(seconds),
             "seconds_each": seconds,
             "processor_seconds": statistics.median(busy),
+            "launch_seconds": statistics.median(launched),
             "ps_per_logit": median * 1e12 / num_logits,
+            **sides[name].numbers(),
         }
     return report
 

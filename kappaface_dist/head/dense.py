@@ -85,6 +85,9 @@ class DenseSide(torch.nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    def numbers(self) -> dict[str, float]:
+        return {}
+
     def state(self) -> list[torch.Tensor]:
         momentum = self.optimizer.state[self.weight_KD]["momentum_buffer"]
         return [self.weight_KD.detach(), momentum]

@@ -46,6 +46,20 @@ def test_both_sides_are_measured(tmp_path, ranks):
     assert report["memory_ratio"] == streaming["extra_bytes"] / dense["extra_bytes"]
 
 
+def test_what_is_skipped_is_reported(tmp_path):
+    sizes = ("--classes", "20000", "--batch", "64", "--embedding", "64", "--repeats", "2")
+    skip = ("--skip-mass", "0.02", "--near", "--no-dense", "--chunk-bytes", "100000")
+    done, report = run_benchmark(tmp_path / "report.json", *sizes, *skip)
+    assert done.returncode == 0, done.stderr
+    assert 0 < report["streaming"]["skipped_mass"] <= 0.02
+    assert report["streaming"]["skipped_tiles"] > 0.1
+    assert "skipped_mass" not in report["streaming_full"]
+    seconds = [report[side]["seconds"] for side in ("streaming", "streaming_full")]
+    assert report["time_ratio_to_full"] == seconds[0] / seconds[1]
+    for side in ("streaming", "streaming_full"):
+        assert 0 < report[side]["launch_seconds"] <= max(report[side]["seconds_each"])
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path):
     done, _ = run_benchmark(tmp_path / "report.json", "--batch", "33", "--ranks", "2")
     assert done.returncode == 1
