@@ -12,7 +12,8 @@ from kappaface_dist import parallel
 from kappaface_dist.head.margins import ArcFace
 from kappaface_dist.head.shard import initial_centres, shard_classes
 
-LR = 0.1
+# So small that the centres hardly move while they are timed: converged images would be skipped.
+LR = 1e-5
 
 
 class _Gather(torch.autograd.Function):
