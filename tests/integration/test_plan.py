@@ -70,6 +70,7 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
         ["optimizer.accumulate=3", "backbone.gradient_dtype=bf16"],
         ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "margin.name=arcface"],
         ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
+        ["head.skip_mass=0.01"],
     ],
     ids=lambda overrides: overrides[0],
 )
