@@ -14,12 +14,13 @@ from kappaface_dist import parallel
 from kappaface_dist.build import Job, build_head, build_network, wrap_for_training
 from kappaface_dist.config import Config
 from kappaface_dist.data.loader import Batch
+from kappaface_dist.head import PartialFC
 from kappaface_dist.optim import build_optimizer
 
 IMAGES_PER_CLASS = 50
 
 
-def made_up_head(config: Config, num_classes: int, device: torch.device) -> Any:
+def made_up_head(config: Config, num_classes: int, device: torch.device) -> PartialFC:
     """The head of config for classes of equal size."""
     count_C = np.full(num_classes, IMAGES_PER_CLASS)
     catalog = cast(Any, SimpleNamespace(num_classes=num_classes, count_C=count_C))

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.build import DTYPES, new_network
 from kappaface_dist.config import Config
+from kappaface_dist.head import PartialFC
 from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
 from kappaface_dist.optim import build_optimizer
@@ -138,10 +139,10 @@ def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
     return {name: (more[name] - few[name]) / 128 for name in few}
 
 
-def head_state_bytes(head: torch.nn.Module) -> dict[str, int]:
+def head_state_bytes(head: PartialFC) -> dict[str, int]:
     """Bytes that a head holds between steps, by kind."""
-    state = head.sharded_state()  # type: ignore[operator]
-    statistics = getattr(head, "statistics", None)
+    state = head.sharded_state()
+    statistics = head.class_margins.statistics
     own = [] if statistics is None else [t for t in vars(statistics).values() if torch.is_tensor(t)]
     optimizer = [t for name, t in state.items() if name.startswith("optimizer.")]
     known = {id(t) for t in [state["weight"], *optimizer]}

@@ -58,6 +58,8 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
     # Centres and momentum of D = 16 in fp32: by hand.
     assert memory["centres"] == -(-num_classes // num_ranks) * 16 * 4
     assert memory["centre_optimizer"] == memory["centres"]
+    # Sum of D = 16, weight, squared weight, kappa, margin and count, four bytes each.
+    assert memory["class_statistics"] == -(-num_classes // num_ranks) * (16 + 5) * 4
     assert len(calls) == (0 if num_ranks == 1 else 4)
 
 
