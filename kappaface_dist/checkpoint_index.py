@@ -8,38 +8,24 @@ themselves (torch loads those without a guard).
 
 import pickle
 import re
-import struct
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
 
+from kappaface_dist.restricted_pickle import MALFORMED, Refused
+
 INDEX = ".metadata"
 DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
-MALFORMED = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    struct.error,
-)
 DTYPES = {
     name: dtype for name in dir(torch) if isinstance(dtype := getattr(torch, name), torch.dtype)
 }
 
 
-class _Refused(Exception):
-    """The pickle asks for something that an index does not need."""
-
-
 def _strided(name: Any) -> torch.layout:
     if name != "torch.strided":
-        raise _Refused(f"it holds a tensor of layout {name!r}")
+        raise Refused(f"it holds a tensor of layout {name!r}")
     return torch.strided
 
 
@@ -74,7 +60,7 @@ ALLOWED["pathlib._local", "PosixPath"] = PurePosixPath
 class _IndexUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
-            raise _Refused(
+            raise Refused(
                 f"its index asks for {module}.{name}, which no checkpoint needs (loading it could"
                 " run code)"
             )
@@ -83,7 +69,7 @@ class _IndexUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         # A state for a class would change it for the whole process; instances are ours to fill.
         if isinstance(self.stack[-2], type) or callable(self.stack[-2]):  # type: ignore[attr-defined]
-            raise _Refused("its index tries to change a class")
+            raise Refused("its index tries to change a class")
         super().load_build()  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Any]] = {
@@ -105,7 +91,7 @@ def read_index(folder: Path) -> metadata.Metadata:
         with path.open("rb") as file:
             index = _IndexUnpickler(file).load()
         _check(index)
-    except _Refused as refused:
+    except Refused as refused:
         raise ValueError(f"checkpoint {folder} is refused: {refused}") from refused
     except MALFORMED as error:
         raise ValueError(
@@ -116,18 +102,18 @@ def read_index(folder: Path) -> metadata.Metadata:
 
 
 def _check(index: Any) -> None:
-    """Raise _Refused unless the index describes tensors in files of its own folder."""
+    """Raise Refused unless the index describes tensors in files of its own folder."""
     if not isinstance(index, metadata.Metadata):
-        raise _Refused(f"its index is a {type(index).__name__}")
+        raise Refused(f"its index is a {type(index).__name__}")
     for name, entry in index.state_dict_metadata.items():
         if not isinstance(entry, metadata.TensorStorageMetadata):
-            raise _Refused(f"its entry {name} is not a tensor")
+            raise Refused(f"its entry {name} is not a tensor")
     for key, place in index.storage_data.items():
         if not isinstance(place, filesystem._StorageInfo) or not isinstance(
             key, metadata.MetadataIndex
         ):
-            raise _Refused("its index does not say where the tensors lie")
+            raise Refused("its index does not say where the tensors lie")
         if not DATA_FILE.fullmatch(str(place.relative_path)):
-            raise _Refused(f"its entry {key.fqn} lies in {place.relative_path!r}")
+            raise Refused(f"its entry {key.fqn} lies in {place.relative_path!r}")
         if getattr(place, "transform_descriptors", None):
-            raise _Refused(f"its entry {key.fqn} is stored in a transformed way")
+            raise Refused(f"its entry {key.fqn} is stored in a transformed way")

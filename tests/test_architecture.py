@@ -30,7 +30,7 @@ LAYERS = [
     {"signals", "watchdog"},
     {"parallel"},
     {"rendezvous"},
-    {"config_file", "commands"},
+    {"config_file", "commands", "restricted_pickle"},
     {"config"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

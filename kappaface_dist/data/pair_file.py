@@ -10,7 +10,6 @@ Shapes: P pairs.
 import io
 import os
 import pickle
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from kappaface_dist.restricted_pickle import MALFORMED, Refused
+
 # The oldest protocol that stores bytes as bytes: every Python 3 reads it, without numpy.
 PROTOCOL = 3
-MALFORMED = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -61,9 +50,9 @@ def read_pairs(path: str | os.PathLike[str]) -> PairFile:
         # From memory, where a false length cannot make the read allocate more than the file holds.
         # encoding: Python 2 wrote the field's original files, whose images are its str.
         content = _PairUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="bytes").load()
-    except _Refused as refused:
+    except Refused as refused:
         raise ValueError(f"{path} is refused: {refused}") from refused
-    except MALFORMED as error:
+    except (*MALFORMED, MemoryError) as error:
         raise ValueError(
             f"{path} is not a readable pickle of a verification set"
             f" ({type(error).__name__}: {error}): is the file complete?"
@@ -120,10 +109,6 @@ def _check_counts(
         )
 
 
-class _Refused(Exception):
-    """The pickle asks for something that a verification set does not need."""
-
-
 class _Array:
     """Stands for a numpy array: keeps the bytes of a uint8 array of one row or column."""
 
@@ -138,10 +123,10 @@ class _Array:
 
     def fill(self, payload: Any, dtype: Any, shape: Any) -> None:
         if not isinstance(dtype, _Dtype) or not isinstance(payload, (bytes, bytearray)):
-            raise _Refused("it holds a numpy array that is not plain uint8")
+            raise Refused("it holds a numpy array that is not plain uint8")
         # One row, or one column as cv2.imencode makes it: then there is only one order of bytes.
         if not isinstance(shape, tuple) or [n for n in shape if n != 1] != [len(payload)]:
-            raise _Refused(
+            raise Refused(
                 f"it holds a numpy array of shape {shape} over {len(payload)} bytes, expected"
                 " encoded images of one dimension"
             )
@@ -155,7 +140,7 @@ class _Dtype:
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or any(state[3:5]):
-            raise _Refused("it holds a numpy array with fields")
+            raise Refused("it holds a numpy array with fields")
 
 
 class _StandIn:
@@ -170,7 +155,7 @@ class _StandIn:
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise _Refused("it tries to change a function")
+        raise Refused("it tries to change a function")
 
 
 def _empty_array(*_: Any) -> _Array:
@@ -179,7 +164,7 @@ def _empty_array(*_: Any) -> _Array:
 
 def _dtype(name: Any, *_: Any) -> _Dtype:
     if name not in ("u1", b"u1", "|u1", b"|u1"):
-        raise _Refused(f"it holds a numpy array of type {name!r}, expected uint8")
+        raise Refused(f"it holds a numpy array of type {name!r}, expected uint8")
     return _Dtype()
 
 
@@ -190,7 +175,7 @@ def _array_from_buffer(payload: Any, dtype: Any, shape: Any, _order: Any) -> _Ar
 
 
 def _not_callable(*_: Any) -> None:
-    raise _Refused("it makes a numpy array in a way that numpy's own pickles do not")
+    raise Refused("it makes a numpy array in a way that numpy's own pickles do not")
 
 
 # numpy 2 moved numpy.core to numpy._core; the buffer form is what protocol 5 writes.
@@ -209,7 +194,7 @@ STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 class _PairUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
-            raise _Refused(
+            raise Refused(
                 f"the pickle asks for {module}.{name}, and a verification set needs only lists,"
                 " bytes, bools and numpy uint8 arrays (loading it could run code)"
             )
