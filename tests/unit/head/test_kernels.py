@@ -5,6 +5,7 @@ The interpreter is chosen when Triton is imported, so the comparison runs in a p
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,61 @@ def test_the_kernels_compute_what_the_plain_versions_do():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("same:") == 9
+
+
+EXPONENTIATE = {
+    **dict.fromkeys(("product_ptr", "inverse_ptr", "part_ptr"), "*fp32"),
+    "column_ptr": "*i64",
+    "share_ptr": "*bf16",
+    **dict.fromkeys(("first", "num_images", "num_rows"), "i32"),
+    **dict.fromkeys(("factor", "shift", "limit"), "fp32"),
+}
+UPDATE = {
+    "weight_ptr": "*i16",
+    **dict.fromkeys(("h_ptr", "momentum_ptr", "target_term_ptr"), "*fp32"),
+    "target_row_ptr": "*i64",
+    "skip_ptr": "*i32",
+    **dict.fromkeys(("first", "num_targets", "num_rows"), "i32"),
+    **dict.fromkeys(("lr", "momentum", "weight_decay"), "fp32"),
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("kernel", "types", "settings"),
+    [
+        ("_exponentiate", EXPONENTIATE, {"FILTER": True}),
+        ("_exponentiate", EXPONENTIATE, {"FILTER": False}),
+        ("_update_rows", UPDATE, {"SPLIT": True, "SKIPPABLE": True}),
+        ("_update_rows", {**UPDATE, "weight_ptr": "*fp32"}, {"SPLIT": False, "SKIPPABLE": False}),
+    ],
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(
+    kernel, types, settings, capability, tmp_path, monkeypatch
+):
+    """To machine code for A100 and H100, at D = 512 and G = 1024, with no register spilt."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    triton = importlib.import_module("triton")
+    compiler = importlib.import_module("triton.compiler")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    kernels = importlib.import_module("kappaface_dist.head.kernels")
+    sizes = {"BLOCK_G": kernels.BLOCK_G, "BLOCK_R": kernels.BLOCK_R}
+    if kernel == "_update_rows":
+        sizes = {"SEARCH_STEPS": 11, "SIZE": 512, "BLOCK_D": 512}
+        sizes["BLOCK_R"] = kernels.UPDATE_TILE // 512
+    constants = {**settings, **sizes}
+    function = getattr(kernels, kernel)
+    source = compiler.ASTSource(
+        fn=function,
+        signature={name: types.get(name, "constexpr") for name in function.arg_names},
+        constexprs={(function.arg_names.index(n),): value for n, value in constants.items()},
+    )
+    code = triton.compile(source, target=target).asm["cubin"]
+    (tmp_path / "kernel.cubin").write_bytes(code)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"REG:\d+ STACK:0 .*LOCAL:0 ", usage), usage
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
