@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     model, settings, report = import_backbone(args.file, args.name, args.image_size)
     if args.json != "-":
-        print("\n".join([f"{args.file} is a {settings.name}", *report.lines()]))
+        print("\n".join([f"{args.file} read as {settings.name}", *report.lines()]))
     write_json(args.json, {**vars(settings), **vars(report), "complete": report.complete})
     if not report.complete and not args.partial:
         raise ValueError(
