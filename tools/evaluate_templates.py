@@ -19,7 +19,7 @@ from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.template_lists import read_template_set
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.evaluation.pooling import Pooling
-from kappaface_dist.evaluation.tables import align
+from kappaface_dist.evaluation.table_formats import as_text
 from kappaface_dist.evaluation.templates import (
     TemplateResult,
     embed_template_images,
@@ -103,7 +103,7 @@ def _tables(name: str, result: TemplateResult) -> str:
     rows = [["1:1", "pairs", "AUC", "EER", *(f"TAR@{rate}" for rate in rates)]]
     cells = [one.get("auc"), one.get("eer"), *rates.values()]
     rows.append([name, str(one["pairs"]), *map(_percent, cells)])
-    lines = [align(rows), one["note"]]
+    lines = [as_text(rows), one["note"]]
     many: dict[str, Any] = result.summary.get("1:N", {})
     if many:
         first = next(iter(many.values()))
@@ -113,7 +113,7 @@ def _tables(name: str, result: TemplateResult) -> str:
         for gallery, numbers in many.items():
             cells = [*numbers["rank"].values(), *numbers["tpir_at_fpir"].values()]
             rows.append([gallery, *map(_percent, cells)])
-        lines.append(align(rows))
+        lines.append(as_text(rows))
     return "\n".join(line for line in lines if line)
 
 

@@ -5,10 +5,11 @@ Here identities are drawn with replacement, w_i the times that identity i was dr
 counts w_i times if it is of one person, w_i w_j times if it is of i and j: the vertex bootstrap
 (Snijders & Borgatti 1999; for face verification Fogliato, Patil & Perona 2022, section 4).
 
-Shapes: P pairs, I identities, T thresholds, R replicates.
+Shapes: P pairs, I identities, T thresholds, R replicates, L links, X anything.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,20 @@ BAND_POINTS = 10
 
 
 @dataclass(frozen=True)
+class Band:
+    """The interval of the true accept rate along a ROC, at given false accept rates."""
+
+    far_T: np.ndarray
+    low_T: np.ndarray
+    high_T: np.ndarray
+
+
+@dataclass(frozen=True)
 class Intervals:
     """Percentile intervals (low, high); None where the number itself is missing.
 
     Attributes:
         num_identities: people, or what stands for them, that were resampled.
-        band_far_T, band_low_T, band_high_T: the interval of the true accept rate along the ROC.
     """
 
     num_identities: int
@@ -43,9 +52,7 @@ class Intervals:
     auc: tuple[float, float]
     eer: tuple[float, float]
     tar_at_far: dict[str, tuple[float, float] | None]
-    band_far_T: np.ndarray
-    band_low_T: np.ndarray
-    band_high_T: np.ndarray
+    band: Band
 
     def summary(self) -> dict[str, Any]:
         """The numbers without the arrays, ready for JSON."""
@@ -69,18 +76,30 @@ def pair_identities(payloads: list[bytes], same_P: np.ndarray) -> np.ndarray:
     """
     number_of = {payload: number for number, payload in enumerate(dict.fromkeys(payloads))}
     image_P2 = np.array([number_of[payload] for payload in payloads]).reshape(-1, 2)
-    parent = list(range(len(number_of)))
+    return joined(len(number_of), image_P2[same_P])[image_P2]
 
-    def root(image: int) -> int:
-        while parent[image] != image:
-            parent[image] = parent[parent[image]]
-            image = parent[image]
-        return image
 
-    for first, second in image_P2[same_P].tolist():
-        parent[root(first)] = root(second)
-    roots = np.array([root(image) for image in range(len(parent))])
-    return np.unique(roots, return_inverse=True)[1][image_P2]
+def joined(count: int, link_L2: np.ndarray) -> np.ndarray:
+    """group_X: the number of each of `count` things' group, linked ones being in one group."""
+    lowest_X = np.arange(count)
+    first_L, second_L = link_L2[:, 0], link_L2[:, 1]
+    while True:
+        # Everything takes the lowest number among its neighbours, then that one's own.
+        next_X = lowest_X.copy()
+        np.minimum.at(next_X, first_L, lowest_X[second_L])
+        np.minimum.at(next_X, second_L, lowest_X[first_L])
+        next_X = next_X[next_X]
+        if (next_X == lowest_X).all():
+            return np.unique(lowest_X, return_inverse=True)[1]
+        lowest_X = next_X
+
+
+def drawn_times(num_identities: int, num_replicates: int, seed: int) -> Iterator[np.ndarray]:
+    """times_I of each replicate: how often each identity was drawn, with replacement."""
+    rng = np.random.default_rng(seed)
+    for _ in range(num_replicates):
+        drawn = rng.integers(num_identities, size=num_identities)
+        yield np.bincount(drawn, minlength=num_identities)
 
 
 def bootstrap(
@@ -103,40 +122,56 @@ def bootstrap(
     """
     if same_P.all() or not same_P.any():
         return None
-    rng = np.random.default_rng(seed)
     num_identities = int(identity_P2.max()) + 1
-    num_different = int(np.sum(~same_P))
+    accuracies = []
+
+    def curves() -> Iterator[Roc]:
+        for times_I in drawn_times(num_identities, num_replicates, seed):
+            weight_P = pair_weights(times_I, identity_P2)
+            if not weight_P[same_P].any() or not weight_P[~same_P].any():
+                continue  # so few people that only one kind was drawn: it has no curve
+            if len(same_P) >= NUM_FOLDS:
+                folds = fold_accuracies(distance_P, same_P, weight_P=weight_P)
+                accuracies.append(np.nanmean(folds))
+            yield roc(distance_P, same_P, weight_P)
+
+    found = curve_intervals(curves(), rates, int(np.sum(~same_P)), num_identities)
+    if found is None or not accuracies:
+        return found
+    return replace(found, accuracy=_pair(accuracies))
+
+
+def curve_intervals(
+    curves: Iterable[Roc], rates: dict[str, float | None], num_different: int, num_identities: int
+) -> Intervals | None:
+    """Intervals of all that follows from a ROC, from the curves of the replicates; None for none.
+
+    Args:
+        rates: tar_at_far of the set; intervals are made for those that are not None.
+        num_different: different pairs of the set, which say how far down its band goes.
+    """
     decades = np.log10(num_different)
     band_far_T = np.geomspace(1 / num_different, 1, max(2, round(decades * BAND_POINTS) + 1))
     far_of = {name: float(name) for name, rate in rates.items() if rate is not None}
-    accuracies, areas, equal_errors, tars = [], [], [], []
-    for _ in range(num_replicates):
-        drawn = rng.integers(num_identities, size=num_identities)
-        times_I = np.bincount(drawn, minlength=num_identities)
-        weight_P = pair_weights(times_I, identity_P2)
-        if not weight_P[same_P].any() or not weight_P[~same_P].any():
-            continue  # so few people that only one kind was drawn: it has no curve
-        curve = roc(distance_P, same_P, weight_P)
+    far_X = np.array([*far_of.values(), *band_far_T])
+    areas, equal_errors, tars = [], [], []
+    for curve in curves:
         areas.append(area_under(curve))
         equal_errors.append(equal_error_rate(curve))
-        tars.append(_tar_at(curve, np.array([*far_of.values(), *band_far_T])))
-        if len(same_P) >= NUM_FOLDS:
-            accuracies.append(np.nanmean(fold_accuracies(distance_P, same_P, weight_P=weight_P)))
+        tars.append(_tar_at(curve, far_X))
     if not areas:
         return None
-    low, high = _interval(np.array(tars))
+    low, high = percentiles(np.array(tars))
     named: dict[str, tuple[float, float] | None] = dict.fromkeys(rates)
     named |= {name: (float(low[i]), float(high[i])) for i, name in enumerate(far_of)}
     return Intervals(
         num_identities=num_identities,
         num_replicates=len(areas),
-        accuracy=_pair(accuracies) if accuracies else None,
+        accuracy=None,
         auc=_pair(areas),
         eer=_pair(equal_errors),
         tar_at_far=named,
-        band_far_T=band_far_T,
-        band_low_T=low[len(far_of) :],
-        band_high_T=high[len(far_of) :],
+        band=Band(band_far_T, low[len(far_of) :], high[len(far_of) :]),
     )
 
 
@@ -152,11 +187,12 @@ def _tar_at(curve: Roc, far_X: np.ndarray) -> np.ndarray:
     return curve.tar_T[last_X]
 
 
-def _interval(values_RX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def percentiles(values_RX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the interval at LEVEL, of each column."""
     low, high = np.quantile(values_RX, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 
 def _pair(values_R: list[float]) -> tuple[float, float]:
-    low, high = _interval(np.array(values_R))
+    low, high = percentiles(np.array(values_R))
     return float(low), float(high)

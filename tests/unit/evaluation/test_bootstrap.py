@@ -74,7 +74,7 @@ def test_intervals_hold_the_numbers_and_repeat_themselves():
         else:
             assert found.tar_at_far[name][0] <= rate <= found.tar_at_far[name][1]
     assert found.num_identities == 40
-    assert (found.band_low_T <= found.band_high_T).all()
+    assert (found.band.low_T <= found.band.high_T).all()
     again = bootstrap(distance_P, same_P, identity_P2, result.tar_at_far, num_replicates=300)
     assert again.summary() == found.summary()
     other = bootstrap(

@@ -16,13 +16,14 @@ from kappaface_dist.data.images import encode_jpeg
 from kappaface_dist.data.pair_file import write_pairs
 from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.set_report import report_set
-from kappaface_dist.evaluation.tables import latex_table, markdown_table, text_table
+from kappaface_dist.evaluation.table_formats import as_latex, as_markdown
+from kappaface_dist.evaluation.tables import paper_table, text_table
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Appended to the page: what the browser made of it, where --dump-dom shows it.
 PROBE = """<script>addEventListener("load", () => {
 const images = [...document.images].map(i => [i.alt, i.complete ? i.naturalWidth : 0]);
-const cells = [...document.querySelectorAll("#results td")].map(c => c.textContent);
+const cells = [...document.querySelectorAll(".results td")].map(c => c.textContent);
 const out = document.createElement("pre");
 out.id = "probe";
 out.textContent = JSON.stringify({images, cells, wide: document.documentElement.scrollWidth,
@@ -139,7 +140,7 @@ def test_plots_and_what_was_run_are_there(folder):
 def test_tables_say_the_same(reports, folder):
     result, intervals = reports["a"].result, reports["a"].intervals
     auc = f"{100 * result.auc:.2f} [{100 * intervals.auc[0]:.2f}–{100 * intervals.auc[1]:.2f}]"
-    lines = markdown_table(reports).splitlines()
+    lines = as_markdown(paper_table(reports)).splitlines()
     assert lines == (folder / "table.md").read_text().splitlines()
     assert auc in lines[2]
     assert "TAR@1e-1" in lines[0]
@@ -147,7 +148,7 @@ def test_tables_say_the_same(reports, folder):
     # An escaped bar is not a cell's end.
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert lines[3].count("not enough pairs") == lines[0].count("TAR@") + 2
-    latex = latex_table(reports)
+    latex = as_latex(paper_table(reports), "percent")
     assert auc.replace("–", "--") in latex
     assert r"b|<script>window.injected=true</script>\&\_\%" in latex
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]

@@ -1,0 +1,82 @@
+"""Tables of results as text, Markdown, LaTeX and HTML."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MISSING = "not enough pairs"
+LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names a row, the others hold numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+def with_interval(
+    share: float | None, interval: tuple[float, float] | None, missing: str = MISSING
+) -> str:
+    """A share as percent, and its interval in brackets where there is one."""
+    if share is None:
+        return missing
+    if interval is None:
+        return f"{100 * share:.2f}"
+    return f"{100 * share:.2f} [{100 * interval[0]:.2f}–{100 * interval[1]:.2f}]"
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def as_markdown(table: Table) -> str:
+    """A Markdown table."""
+    rule = [":--", *["--:"] * (len(table.header) - 1)]
+    # A row's name may be the user's, a bar in it would end the cell.
+    escaped = [
+        [cell.replace("|", "\\|") for cell in row] for row in [table.header, rule, *table.rows]
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+
+
+def as_latex(table: Table, comment: str) -> str:
+    """A tabular with booktabs' rules, below a comment."""
+    lines = [
+        f"% {comment}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        r"\toprule",
+        " & ".join(table.header) + r" \\",
+        r"\midrule",
+        *(" & ".join([_latex(row[0]), *map(_numbers, row[1:])]) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(table: Table) -> str:
+    """An HTML table."""
+    lines = [("th", table.header), *(("td", row) for row in table.rows)]
+    rows = "".join(
+        f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        for tag, cells in lines
+    )
+    return f'<div class="scroll"><table class="results">{rows}</table></div>'
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
+
+
+def _numbers(cell: str) -> str:
+    return cell.replace("±", r"$\pm$").replace("–", "--")
