@@ -1,37 +1,44 @@
 """Evaluate a model on a template benchmark: IJB-B, IJB-C, or one of make_templates.py.
 
     python tools/evaluate_templates.py MODEL IJBC --json ijbc.json
-    torchrun --nproc_per_node=8 tools/evaluate_templates.py MODEL IJBC --cache embeddings
+    torchrun --nproc_per_node=8 tools/evaluate_templates.py MODEL IJBC --report ijbc_report
 
 MODEL is an exported backbone, a checkpoint or a run folder; IJBC the folder that holds meta/ and
 loose_crop/. The processes share the images. Embeddings stay in --cache and are used again while the
-weights, the lists and every image are the same by their hashes.
+weights, the lists and every image are the same by their hashes. --report writes report.html with
+its plots, and tables in Markdown and LaTeX.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.template_lists import read_template_set
+from kappaface_dist.data.template_lists import TemplateSet, read_template_set
+from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
+from kappaface_dist.evaluation.embedding_store import StoredEmbeddings
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.evaluation.pooling import Pooling
 from kappaface_dist.evaluation.table_formats import as_text
+from kappaface_dist.evaluation.template_report import write_template_report
 from kappaface_dist.evaluation.templates import (
     TemplateResult,
     embed_template_images,
     evaluate_templates,
 )
-from kappaface_dist.saved_model import open_model
+from kappaface_dist.saved_model import SavedModel, open_model
 
 
 def main() -> None:
     args = parse_args()
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    if args.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
@@ -50,28 +57,9 @@ def main() -> None:
             flip=args.flip,
             progress=bar.update,
         )
-    pooling = Pooling(args.norm, args.detector_score, args.average_media)
-
-    def publish() -> None:
-        result = evaluate_templates(stored, templates, pooling, device=device)
-        report = {
-            "model": str(model.path),
-            "weights_sha256": model.digest,
-            "backbone": model.settings.name,
-            "set": templates.name,
-            "lists_sha256": templates.digest,
-            "pooling": {**vars(pooling), "flip": args.flip},
-            **result.summary,
-        }
-        if args.json != "-":
-            print(f"{stored.num_reused} of {stored.count} embeddings were there already")
-            print(_tables(templates.name, result))
-        write_json(args.json, report)
-        if args.plot:
-            curves = {} if result.curve is None else {templates.name: result.curve}
-            plot_roc(args.plot, curves, "1:1 of templates")
-
-    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.agree(
+        lambda: publish(args, model, templates, stored, device) if parallel.rank() == 0 else None
+    )
     parallel.stop()
 
 
@@ -92,9 +80,63 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text
         )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=NUM_REPLICATES,
+        metavar="REPLICATES",
+        help="of the confidence intervals; 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     parser.add_argument("--plot", metavar="PATH", help="draw the ROC of 1:1 into this file")
     parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
     return parser.parse_args()
+
+
+def publish(
+    args: argparse.Namespace,
+    model: SavedModel,
+    templates: TemplateSet,
+    stored: StoredEmbeddings,
+    device: torch.device,
+) -> None:
+    """Evaluate, and print and write everything that was asked for."""
+    pooling = Pooling(args.norm, args.detector_score, args.average_media)
+    result = evaluate_templates(
+        stored, templates, pooling, device=device, num_replicates=args.bootstrap
+    )
+    facts = {
+        "model": str(model.path),
+        "weights_sha256": model.digest,
+        "backbone": model.settings.name,
+        "set": templates.name,
+        "lists_sha256": templates.digest,
+    }
+    settings = {**vars(pooling), "flip": args.flip}
+    if args.json != "-":
+        print(f"{stored.num_reused} of {stored.count} embeddings were there already")
+        print(_tables(templates.name, result))
+    write_json(args.json, {**facts, "pooling": settings, **result.summary})
+    if args.plot:
+        curves = {} if result.curve is None else {templates.name: result.curve}
+        plot_roc(args.plot, curves, "1:1 of templates")
+    if args.report:
+        facts |= {
+            "folder of the set": str(Path(args.set).resolve()),
+            "pooling": ", ".join(f"{key.replace('_', ' ')}: {on}" for key, on in settings.items()),
+            "embedding size": str(model.settings.embedding_size),
+            "image size": f"{model.settings.image_size} pixels",
+        }
+        page = write_template_report(
+            Path(args.report),
+            result,
+            templates,
+            title=f"{templates.name}: templates by {model.settings.name}",
+            facts=facts,
+            config=model.config,
+        )
+        if args.json != "-":
+            print(f"report: {page}")
 
 
 def _tables(name: str, result: TemplateResult) -> str:

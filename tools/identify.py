@@ -8,12 +8,12 @@
 Probes and gallery are folders with a folder per identity, equal names being one person, JSON
 lists with "path" and "id", or TinyFace's own .mat lists. Without --gallery every probe is searched
 for by every other image of its person, alone among the distractors (MegaFace). Scores are kept in
-blocks, never as a matrix.
+blocks, never as a matrix. --report writes report.html with its plots, and tables in Markdown and
+LaTeX.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.face_lists import FaceList, read_distractors, read_faces
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.embedding_files import unit_parts
+from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
 from kappaface_dist.evaluation.embedding_store import (
     ImageList,
     StoredEmbeddings,
     embed_to_folder,
 )
-from kappaface_dist.evaluation.identification import closed_set_numbers, rank_rates
-from kappaface_dist.evaluation.search import distractor_ranks, search
+from kappaface_dist.evaluation.face_identification import identify_faces
+from kappaface_dist.evaluation.identification_report import write_identification_report
 from kappaface_dist.saved_model import SavedModel, open_model
 
 
@@ -40,33 +41,17 @@ def main() -> None:
         raise ValueError("neither --gallery nor --distractors is given: where is one to search?")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    if args.bootstrap < 0:
+        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
     lists = parallel.agree(lambda: read_lists(args))
     stored = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
 
-    def publish() -> None:
-        # Only here: a million embeddings are 2 GB, which not every rank needs to hold.
-        embedded = {
-            name: np.concatenate([rows for _, rows in unit_parts(parts)])
-            for name, parts in stored.items()
-        }
-        numbers = identify(lists, embedded, device)
-        report = {
-            "model": str(model.path),
-            "weights_sha256": model.digest,
-            "images": {name: len(faces.paths) for name, faces in lists.items()},
-            **numbers,
-        }
-        if args.json != "-":
-            sizes = ", ".join(f"{len(faces.paths)} {name}" for name, faces in lists.items())
-            print(f"{sizes} ({numbers['protocol']})")
-            for k, rate in numbers["rank"].items():
-                print(f"rank-{k}: {'-' if rate is None else f'{rate:.2%}'}")
-        write_json(args.json, report)
-
-    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.agree(
+        lambda: publish(args, model, lists, stored, device) if parallel.rank() == 0 else None
+    )
     parallel.stop()
 
 
@@ -82,6 +67,14 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(f"--{name}-root", metavar="FOLDER", help="of a list's paths")
     parser.add_argument("--cache", metavar="FOLDER", default="embeddings", help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=NUM_REPLICATES,
+        metavar="REPLICATES",
+        help="of the confidence intervals; 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
     return parser.parse_args()
 
@@ -120,32 +113,49 @@ def embed(
         )
 
 
-def identify(
-    lists: dict[str, FaceList], embedded: dict[str, np.ndarray], device: torch.device
-) -> dict[str, Any]:
-    """Rank-k of the protocol that the lists make up, ready for JSON."""
-    names = [name for faces in lists.values() for name in faces.names if name is not None]
-    number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    subjects = {
-        kind: np.array([-1 if name is None else number_of[name] for name in faces.names])
-        for kind, faces in lists.items()
+def publish(
+    args: argparse.Namespace,
+    model: SavedModel,
+    lists: dict[str, FaceList],
+    stored: dict[str, StoredEmbeddings],
+    device: torch.device,
+) -> None:
+    """Identify, and print and write everything that was asked for."""
+    # Only on one rank: a million embeddings are 2 GB, which not every rank needs to hold.
+    embedded = {
+        name: np.concatenate([rows for _, rows in unit_parts(parts)])
+        for name, parts in stored.items()
     }
-    if "gallery" not in lists:
-        ranks = distractor_ranks(
-            embedded["probes"], subjects["probes"], embedded["distractors"], device=device
+    result = identify_faces(lists, embedded, device=device, num_replicates=args.bootstrap)
+    facts = {"model": str(model.path), "weights_sha256": model.digest}
+    sizes = {name: len(faces.paths) for name, faces in lists.items()}
+    if args.json != "-":
+        counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        print(f"{counts} ({result.summary['protocol']})")
+        for k, rate in result.summary["rank"].items():
+            print(f"rank-{k}: {'-' if rate is None else f'{rate:.2%}'}")
+    write_json(args.json, {**facts, "images": sizes, **result.summary})
+    if args.report:
+        facts |= {
+            "backbone": model.settings.name,
+            "embedding size": str(model.settings.embedding_size),
+            "image size": f"{model.settings.image_size} pixels",
+            **{
+                name: f"{getattr(args, name)}, {len(faces.paths)} images, SHA-256 of their names"
+                f" {faces.digest()}"
+                for name, faces in lists.items()
+            },
+        }
+        page = write_identification_report(
+            Path(args.report),
+            result,
+            name=" in ".join(["probes", "gallery" if "gallery" in lists else "distractors"]),
+            title=f"Identification by {model.settings.name}",
+            facts=facts,
+            config=model.config,
         )
-        protocol = "each pair of one person's images among the distractors"
-        return {"protocol": protocol, "searches": len(ranks), "rank": rank_rates(ranks)}
-    kinds = [kind for kind in ("gallery", "distractors") if kind in lists]
-    found = search(
-        embedded["probes"],
-        subjects["probes"],
-        np.concatenate([embedded[kind] for kind in kinds]),
-        np.concatenate([subjects[kind] for kind in kinds]),
-        device=device,
-    )
-    protocol = f"probes in {' and '.join(kinds)}"
-    return {"protocol": protocol, "searches": len(found.rank_Q), **closed_set_numbers(found)}
+        if args.json != "-":
+            print(f"report: {page}")
 
 
 if __name__ == "__main__":

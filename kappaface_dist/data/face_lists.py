@@ -3,6 +3,7 @@
 From folders, from MegaFace's lists (JSON), or from TinyFace's (MATLAB).
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ class FaceList:
 
     paths: list[Path]
     names: list[str | None]
+
+    def digest(self) -> str:
+        """SHA-256 over the files and identities in order, wherever their folders lie."""
+        digest = hashlib.sha256()
+        for path, name in zip(self.paths, self.names, strict=True):
+            digest.update(f"{path.parent.name}/{path.name}\t{name}\n".encode())
+        return digest.hexdigest()
 
 
 def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:

@@ -1,6 +1,6 @@
 """Template benchmarks (IJB-B, IJB-C): 1:1 over listed pairs of templates, 1:N over galleries.
 
-Shapes: I images, T templates, P pairs, Q probes, D embedding size.
+Shapes: I images, T templates, P pairs, D embedding size, X anything.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from torch import nn
 
 from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_picture
-from kappaface_dist.data.template_lists import TemplateList, TemplateSet
+from kappaface_dist.data.template_lists import TemplateSet
+from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES, Intervals, joined
 from kappaface_dist.evaluation.embedding_store import (
     ImageList,
     StoredEmbeddings,
     embed_to_folder,
 )
-from kappaface_dist.evaluation.identification import closed_set_numbers, open_set_numbers
 from kappaface_dist.evaluation.pairs import FALSE_ACCEPT_RATES, rate_name
 from kappaface_dist.evaluation.pooling import Pooling, pool_templates
 from kappaface_dist.evaluation.protocol import (
@@ -30,7 +30,8 @@ from kappaface_dist.evaluation.protocol import (
     roc,
     tar_at_far,
 )
-from kappaface_dist.evaluation.search import search
+from kappaface_dist.evaluation.subject_bootstrap import bootstrap_subjects
+from kappaface_dist.evaluation.template_search import GalleryResult, search_galleries
 
 # Pairs whose cosines are computed at a time; a set has millions.
 PAIR_ROWS = 1 << 14
@@ -38,10 +39,19 @@ PAIR_ROWS = 1 << 14
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """Numbers ready for JSON, and the ROC of the 1:1 pairs (None where there is one kind only)."""
+    """What a set says about a model.
+
+    Attributes:
+        summary: the numbers, ready for JSON.
+        curve: of the 1:1 pairs; None where they are of one kind only.
+        galleries: by name, and "joined"; empty without 1:N lists.
+    """
 
     summary: dict[str, Any]
+    cosine_P: np.ndarray
     curve: Roc | None
+    intervals: Intervals | None
+    galleries: dict[str, GalleryResult]
 
 
 def embed_template_images(
@@ -95,28 +105,67 @@ def evaluate_templates(
     pooling: Pooling,
     *,
     device: torch.device | str = "cpu",
+    num_replicates: int = NUM_REPLICATES,
 ) -> TemplateResult:
     """All numbers of a set. Not collective: the images are the work, this is matrix products.
 
     1:1: rates of the listed pairs. 1:N: for each gallery all probes searched in it, those of other
     galleries' people being the false alarms; "average" over the galleries; and "joined", all
     galleries as one, as the field's scripts have it: then every probe has a mate.
+
+    Args:
+        num_replicates: of the bootstrap over people; 0 for no intervals.
     """
     number_T, embedding_TD = pool_templates(
         stored.parts(), templates.template_I, templates.media_I, templates.score_I, pooling
     )
-    cosine_P = pair_cosines(embedding_TD, np.searchsorted(number_T, templates.pair_P2))
+    row_P2 = np.searchsorted(number_T, templates.pair_P2)
+    cosine_P = pair_cosines(embedding_TD, row_P2)
     curve, one_to_one = verification_numbers(cosine_P, templates.same_P)
+    intervals = None
+    if curve is not None and num_replicates:
+        intervals = bootstrap_subjects(
+            cosine_P,
+            templates.same_P,
+            template_people(number_T, templates)[row_P2],
+            one_to_one["tar_at_far"],
+            num_replicates=num_replicates,
+        )
+    one_to_one["intervals"] = None if intervals is None else intervals.summary()
     summary: dict[str, Any] = {
         "images": len(templates.image_names),
         "templates": len(number_T),
         "1:1": one_to_one,
     }
+    galleries: dict[str, GalleryResult] = {}
     if templates.probes is not None:
-        summary["1:N"] = identify_templates(
-            number_T, embedding_TD, templates.galleries, templates.probes, device=device
+        galleries, summary["1:N"] = search_galleries(
+            number_T,
+            embedding_TD,
+            templates.galleries,
+            templates.probes,
+            device=device,
+            num_replicates=num_replicates,
         )
-    return TemplateResult(summary, curve)
+    return TemplateResult(summary, cosine_P, curve, intervals, galleries)
+
+
+def template_people(number_T: np.ndarray, templates: TemplateSet) -> np.ndarray:
+    """person_T, numbered from 0 on: templates are of one person if the 1:N lists or a pair say so.
+
+    The official 1:N lists name the subject of every template that is in a pair.
+    """
+    links = [templates.pair_P2[templates.same_P]]
+    listed = [*templates.galleries.values()]
+    if templates.probes is not None:
+        listed.append(templates.probes)
+    if listed:
+        subject_X = np.concatenate([each.subject_T for each in listed])
+        order_X = np.argsort(subject_X, kind="stable")
+        template_X = np.concatenate([each.template_T for each in listed])[order_X]
+        alike_X = np.diff(subject_X[order_X]) == 0
+        links.append(np.stack([template_X[:-1][alike_X], template_X[1:][alike_X]], axis=1))
+    return joined(len(number_T), np.searchsorted(number_T, np.concatenate(links)))
 
 
 def pair_cosines(embedding_TD: np.ndarray, row_P2: np.ndarray) -> np.ndarray:
@@ -148,46 +197,3 @@ def verification_numbers(
         "tar_at_far": rates,
         "note": note if missing else "",
     }
-
-
-def identify_templates(
-    number_T: np.ndarray,
-    embedding_TD: np.ndarray,
-    galleries: dict[str, TemplateList],
-    probes: TemplateList,
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """1:N numbers of each gallery, their average, and of all galleries joined into one."""
-
-    def embeddings(templates: TemplateList) -> np.ndarray:
-        return embedding_TD[np.searchsorted(number_T, templates.template_T)]
-
-    query_QD = embeddings(probes)
-    numbers: dict[str, Any] = {}
-    for name, gallery in galleries.items():
-        found = search(
-            query_QD, probes.subject_T, embeddings(gallery), gallery.subject_T, device=device
-        )
-        numbers[name] = open_set_numbers(found)
-    numbers["average"] = {
-        key: {
-            name: _mean([numbers[gallery][key][name] for gallery in galleries])
-            for name in next(iter(numbers.values()))[key]
-        }
-        for key in ("rank", "tpir_at_fpir")
-    }
-    joined = search(
-        query_QD,
-        probes.subject_T,
-        np.concatenate([embeddings(gallery) for gallery in galleries.values()]),
-        np.concatenate([gallery.subject_T for gallery in galleries.values()]),
-        device=device,
-    )
-    numbers["joined"] = closed_set_numbers(joined)
-    return numbers
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from kappaface_dist.evaluation import search as module
+from kappaface_dist.evaluation import score_blocks
+from kappaface_dist.evaluation.distractors import search_distractors
 from kappaface_dist.evaluation.identification import (
-    closed_set_numbers,
-    open_set_numbers,
+    closed_set,
+    open_set,
     rank_rates,
     tpir_at_fpir,
 )
-from kappaface_dist.evaluation.search import distractor_ranks, search
+from kappaface_dist.evaluation.search import search
 
 
 def made(seed, num_queries=37, num_gallery=101, tied=False):
@@ -48,11 +49,15 @@ def test_search_is_the_slow_one(seed, tied, blocks):
         scores = gallery.astype(np.float64) @ query[q].astype(np.float64)
         mates = gallery_subject == query_subject[q]
         assert found.other_Q[q] == pytest.approx(scores[~mates].max(), abs=1e-6)
+        best_other = np.flatnonzero(~mates)[scores[~mates].argmax()]
+        assert found.other_at_Q[q] == best_other
         if not mates.any():
             assert (found.mate_Q[q], found.rank_Q[q]) == (-np.inf, 0)
+            assert found.mate_at_Q[q] == -1
             continue
         assert found.mate_Q[q] == pytest.approx(scores[mates].max(), abs=1e-6)
         assert found.rank_Q[q] == 1 + np.sum(scores[~mates] >= scores[mates].max())
+        assert found.mate_at_Q[q] == np.flatnonzero(mates)[scores[mates].argmax()]
         ties += np.sum(scores[~mates] == scores[mates].max())
     assert found.mated_Q.sum() < len(query)
     assert not tied or ties > 20
@@ -61,9 +66,9 @@ def test_search_is_the_slow_one(seed, tied, blocks):
 def test_subjects_with_many_mates_are_cut_into_blocks(monkeypatch):
     query, query_subject, gallery, gallery_subject = made(5, tied=True)
     expected = search(query, query_subject, gallery, gallery_subject)
-    monkeypatch.setattr(module, "MAX_MATES", 10)
+    monkeypatch.setattr(score_blocks, "MAX_MATES", 10)
     found = search(query, query_subject, gallery, gallery_subject)
-    for name in ("mate_Q", "rank_Q", "other_Q"):
+    for name in ("mate_Q", "rank_Q", "other_Q", "mate_at_Q", "other_at_Q"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
@@ -71,26 +76,31 @@ def test_subjects_with_many_mates_are_cut_into_blocks(monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 def test_ranks_among_distractors_are_the_slow_ones(tied, blocks):
     probe, subject, distractor, _ = made(9, tied=tied)
-    found = distractor_ranks(
+    found = search_distractors(
         probe, subject, distractor, query_rows=blocks[0], gallery_rows=blocks[1]
     )
-    expected = []
+    expected, combinations = [], []
     for p in range(len(probe)):
         scores = distractor.astype(np.float64) @ probe[p].astype(np.float64)
         for m in range(len(probe)):
             if m != p and subject[m] == subject[p]:
                 score = probe[p].astype(np.float64) @ probe[m].astype(np.float64)
                 expected.append(1 + np.sum(scores >= score))
-    assert found.tolist() == expected
+                combinations.append((p, m))
+                assert found.score_E[len(expected) - 1] == pytest.approx(score, abs=1e-6)
+                assert found.other_Q[p] == pytest.approx(scores.max(), abs=1e-6)
+                assert found.other_at_Q[p] == scores.argmax()
+    assert found.rank_E.tolist() == expected
+    assert list(zip(found.probe_E, found.mate_E, strict=True)) == combinations
     assert len(expected) > 50
 
 
 def test_nobody_to_find():
     probe = np.eye(3, dtype=np.float32)
-    assert len(distractor_ranks(probe, np.arange(3), probe)) == 0
+    assert len(search_distractors(probe, np.arange(3), probe).rank_E) == 0
     found = search(probe, np.arange(3), probe, np.arange(3) + 10)
     assert found.rank_Q.tolist() == [0, 0, 0]
-    numbers = open_set_numbers(found)
+    numbers = open_set(found, np.arange(3)).numbers()
     assert set(numbers["rank"].values()) == set(numbers["tpir_at_fpir"].values()) == {None}
 
 
@@ -117,8 +127,8 @@ def test_where_false_alarms_come_from():
     best_other = np.where(mates, -np.inf, scores).max(axis=1)
     best_mate = np.where(mates, scores, -np.inf).max(axis=1)[mated]
     for numbers, alarm in (
-        (open_set_numbers(found), best_other[~mated]),
-        (closed_set_numbers(found), best_other),
+        (open_set(found, query_subject).numbers(), best_other[~mated]),
+        (closed_set(found, query_subject).numbers(), best_other),
     ):
         assert numbers["false_alarm_searches"] == len(alarm)
         threshold = np.sort(alarm)[::-1][len(alarm) // 10]
