@@ -18,6 +18,7 @@ from kappaface_dist.commands import run, write_json
 from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
 from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.plots import plot_roc
+from kappaface_dist.evaluation.report_page import check_folder
 from kappaface_dist.evaluation.set_report import SetReport, report_set
 from kappaface_dist.evaluation.tables import text_table
 from kappaface_dist.saved_model import SavedModel, open_model
@@ -30,6 +31,7 @@ def main() -> None:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
+    check_folder(args.report)
 
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))

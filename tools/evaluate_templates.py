@@ -23,6 +23,7 @@ from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
 from kappaface_dist.evaluation.embedding_store import StoredEmbeddings
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.evaluation.pooling import Pooling
+from kappaface_dist.evaluation.report_page import check_folder
 from kappaface_dist.evaluation.table_formats import as_text
 from kappaface_dist.evaluation.template_report import write_template_report
 from kappaface_dist.evaluation.templates import (
@@ -39,6 +40,7 @@ def main() -> None:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
+    check_folder(args.report)
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
@@ -131,7 +133,7 @@ def publish(
             Path(args.report),
             result,
             templates,
-            title=f"{templates.name}: templates by {model.settings.name}",
+            title=f"{templates.name} by {model.settings.name}",
             facts=facts,
             config=model.config,
         )

@@ -32,6 +32,7 @@ from kappaface_dist.evaluation.embedding_store import (
 )
 from kappaface_dist.evaluation.face_identification import identify_faces
 from kappaface_dist.evaluation.identification_report import write_identification_report
+from kappaface_dist.evaluation.report_page import check_folder
 from kappaface_dist.saved_model import SavedModel, open_model
 
 
@@ -43,6 +44,7 @@ def main() -> None:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
+    check_folder(args.report)
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)

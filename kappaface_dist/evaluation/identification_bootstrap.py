@@ -125,10 +125,10 @@ def mean_replicates(parts: Sequence[Replicates]) -> Replicates:
 
 
 def intervals(replicates: Replicates) -> IdentificationIntervals | None:
-    """The intervals; None where no replicate has a number."""
+    """The intervals; None where no replicate has a number, or all are of the same person."""
     share_RK = _known(replicates.share_RK)
     tpir_RF = _known(replicates.tpir_RF)
-    if not len(share_RK):
+    if not len(share_RK) or replicates.num_people < 2:
         return None
     low_K, high_K = percentiles(share_RK)
     tpir_at_fpir: dict[str, tuple[float, float] | None] = dict.fromkeys(FALSE_ALARM_RATES)

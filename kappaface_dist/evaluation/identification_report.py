@@ -21,6 +21,7 @@ from kappaface_dist.evaluation.report_page import (
 )
 from kappaface_dist.evaluation.search_section import (
     Searched,
+    missing_rates,
     rank_table,
     search_figures,
     searched_scores,
@@ -46,20 +47,22 @@ def write_identification_report(
         config: the run's configuration, where it is known.
     """
     outcome, bounds = result.outcome, result.intervals
-    brackets = people = ""
+    brackets, people = "Percent. ", ""
     if bounds is not None:
-        brackets = "brackets are 95 % bootstrap intervals over the probes' identities. "
+        brackets = "Percent; brackets are 95 % bootstrap intervals over the probes' identities. "
         people = (
             f" Shaded: 95 % intervals, {bounds.num_replicates} replicates over"
             f" {bounds.num_people} identities of probes; the gallery stays as it is."
         )
     parts = [
-        paragraph(f"Percent; {brackets}Tables for papers: table.md, table.tex."),
+        paragraph(f"{brackets}Tables for papers: table.md, table.tex."),
         write_tables(folder, {"": rank_table("test", {name: result.summary})}, COMMENT),
+        paragraph(missing_rates({name: result.summary}), note=True),
         heading("Searches"),
         paragraph(
-            f"Protocol: {result.summary['protocol']}. {len(outcome.rank_E)} searches for a mate,"
-            f" each among {result.num_entries} entries.{people}"
+            f"Protocol: {result.summary['protocol']}. {len(result.other_Q)} probes,"
+            f" {len(outcome.rank_E)} searches for a mate, each among {result.num_entries}"
+            f" entries.{people}"
         ),
     ]
     drawn = search_figures({name: Searched(outcome, bounds, result.num_entries)})
@@ -75,7 +78,7 @@ def write_identification_report(
         picture_pairs(
             "Hardest wrong hits: another person or a distractor is most alike",
             [_pair(hit, ranked=False) for hit in result.wrong],
-            "None: every probe's best entry is its mate.",
+            "None: every probe's best entry is its mate." if len(outcome.rank_E) else "",
         ),
         picture_pairs(
             "Hardest mates: furthest down the list, then least alike",

@@ -20,6 +20,7 @@ MISS_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 RANK_TICKS = (1, 2, 5, 10, 20, 50, 100)
 MAX_POINTS = 2000
+MAX_MARKERS = 30
 
 
 def plot_roc(path: str | os.PathLike[str], curves: Mapping[str, Roc], title: str = "") -> None:
@@ -75,8 +76,10 @@ def det_figure(
     figure, axes = _new_figure(title)
     smallest, lowest = 0.1, 0.1
     for name, curve in curves.items():
-        # What the set has no pair for, zero on either axis, has no place on a logarithm.
-        far_T, tar_T = _shown(curve, (curve.far_T > 0) & (curve.tar_T < 1))
+        # What the set has no pair for, zero on either axis, has no place on a logarithm; where
+        # everything is accepted there is no trade-off.
+        inside_T = (curve.far_T > 0) & (curve.far_T < 1) & (curve.tar_T < 1)
+        far_T, tar_T = _shown(curve, inside_T)
         miss_T = 1 - tar_T
         note = "" if len(far_T) else ": no error to show"
         line = axes.plot(far_T, miss_T, drawstyle="steps-post", linewidth=1.6, label=name + note)
@@ -86,7 +89,7 @@ def det_figure(
             band = bands[name]
             floor = miss_T.min() / 2 if len(miss_T) else 1e-6
             low_T, high_T = (np.maximum(1 - tar, floor) for tar in (band.high_T, band.low_T))
-            _shade(axes, band.far_T, low_T, high_T, line[0].get_color())
+            _shade(axes, band.far_T[:-1], low_T[:-1], high_T[:-1], line[0].get_color())
     axes.plot([smallest, 1], [smallest, 1], color="0.7", linestyle=":", label="equal errors")
     axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(lowest * 0.8, 1.1))
     ticks = [tick for tick in MISS_TICKS if tick >= lowest * 0.8]
@@ -113,7 +116,8 @@ def cmc_figure(
     deepest = max(len(share_K) for share_K in shares.values())
     for name, share_K in shares.items():
         rank_K = np.arange(1, len(share_K) + 1)
-        line = axes.plot(rank_K, share_K, marker=".", markersize=4, linewidth=1.4, label=name)
+        marker = "." if deepest <= MAX_MARKERS else ""
+        line = axes.plot(rank_K, share_K, marker=marker, linewidth=1.4, label=name)
         if bands and name in bands:
             _shade(axes, rank_K, *bands[name], line[0].get_color())
     ticks = [tick for tick in RANK_TICKS if tick <= deepest]
@@ -137,7 +141,9 @@ def histogram_figure(scores: Mapping[str, np.ndarray], title: str = "") -> Figur
     known = {label: score_X for label, score_X in scores.items() if len(score_X)}
     lowest = min(float(score_X.min()) for score_X in known.values())
     highest = max(float(score_X.max()) for score_X in known.values())
-    edges = np.linspace(lowest, highest + 1e-6, 61)
+    fewest = min(len(score_X) for score_X in known.values())
+    num_bins = int(np.clip(2 * np.sqrt(fewest), 12, 60))
+    edges = np.linspace(lowest, highest + 1e-6, num_bins + 1)
     for (label, score_X), colour in zip(scores.items(), ("tab:red", "tab:blue"), strict=True):
         if len(score_X):
             density, _ = np.histogram(score_X, edges, density=True)

@@ -27,8 +27,9 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.4rem; font-si
 h3 { font-size: 1.05rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
-         white-space: nowrap; }
+         white-space: nowrap; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
+td small { display: block; color: #666; }
 .scroll { overflow-x: auto; } .note { color: #7a4b00; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
 .figures img { width: 520px; max-width: 100%; }
@@ -80,6 +81,12 @@ def read_picture(label: str, read: Callable[[], bytes | np.ndarray]) -> Picture:
         # After an evaluation of hours a picture that has gone since is no reason to have no report.
         return Picture(label, None, str(error))
     return Picture(label, buffer.getvalue())
+
+
+def check_folder(folder: str | None) -> None:
+    """Before hours of work: raise ValueError if the report's folder cannot be one."""
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"--report is {folder}, which is a file: name a folder")
 
 
 def write_page(

@@ -50,9 +50,26 @@ def rank_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def missing_rates(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence on each row that lacks a rate for want of searches; empty if none does."""
+    sentences = []
+    for name, numbers in rows.items():
+        missing = [rate for rate, tpir in numbers.get("tpir_at_fpir", {}).items() if tpir is None]
+        if missing and "false_alarm_searches" in numbers:
+            sentences.append(
+                f"{name}: {numbers['false_alarm_searches']} searches that ought to find nobody are"
+                f" not enough for FPIR {', '.join(missing)}."
+            )
+    return " ".join(sentences)
+
+
 def search_figures(searched: Mapping[str, Searched]) -> dict[str, tuple[str, Figure]]:
-    """CMC and identification DET, by file name, with captions; without those that have no data."""
-    mated = {name: each for name, each in searched.items() if len(each.outcome.rank_E)}
+    """CMC and identification DET, by file name, with captions; without what has no curve."""
+    mated = {
+        name: each
+        for name, each in searched.items()
+        if len(each.outcome.rank_E) and each.num_entries > 1
+    }
     if not mated:
         return {}
     shares, bands = {}, {}

@@ -24,6 +24,7 @@ from kappaface_dist.evaluation.report_page import (
 )
 from kappaface_dist.evaluation.search_section import (
     Searched,
+    missing_rates,
     rank_table,
     search_figures,
     searched_scores,
@@ -56,18 +57,18 @@ def write_template_report(
     if result.galleries:
         tables["1:N"] = rank_table("gallery", result.summary["1:N"])
     people = "" if result.intervals is None else f", {result.intervals.num_identities} subjects"
-    brackets = (
-        "brackets are 95 % bootstrap intervals over subjects. "
-        if one_to_one["intervals"] is not None or result.galleries
-        else ""
-    )
+    bounds = [result.intervals, *(each.intervals for each in result.galleries.values())]
+    brackets = "Percent. "
+    if any(bounds):
+        brackets = "Percent; brackets are 95 % bootstrap intervals over subjects. "
     parts = [
         paragraph(
             f"{result.summary['images']} images in {result.summary['templates']} templates{people}."
-            f" Percent; {brackets}Tables for papers: table.md, table.tex."
+            f" {brackets}Tables for papers: table.md, table.tex."
         ),
         write_tables(folder, tables, COMMENT),
         paragraph(_sentence(one_to_one.get("note", "")), note=True),
+        paragraph(missing_rates(result.summary.get("1:N", {})), note=True),
         *_pair_section(folder, result, templates),
         *_search_section(folder, result, templates),
     ]
@@ -168,9 +169,9 @@ def _search_section(folder: Path, result: TemplateResult, templates: TemplateSet
     return [
         heading("1:N identification"),
         paragraph(
-            f"{len(probe_Q)} probe templates; templates of the galleries: {sizes} (joined: all"
-            " galleries as one, where false alarms are searches with the mate taken out). In the"
-            " others false alarms are probes whose person is not there."
+            f"{len(probe_Q)} probe templates; templates of the galleries: {sizes}. False alarms are"
+            " probes whose person is not in the gallery; in the joined one, which is all galleries"
+            " as one, they are searches with the mate taken out."
         ),
         figures(folder, drawn),
         picture_pairs(

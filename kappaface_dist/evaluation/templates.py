@@ -186,7 +186,9 @@ def verification_numbers(
     num_different = int(np.sum(~same_P))
     numbers: dict[str, Any] = {"pairs": len(same_P), "same_pairs": len(same_P) - num_different}
     if not num_different or num_different == len(same_P):
-        return None, numbers | {"note": "all pairs are of one kind: no rate can be measured"}
+        kind = "different people" if num_different else "the same person"
+        note = f"all {len(same_P)} pairs are of {kind}: no rate can be measured, there is no curve"
+        return None, numbers | {"note": note}
     curve = roc(-cosine_P, same_P)
     rates = {rate_name(far): tar_at_far(curve, num_different, far) for far in FALSE_ACCEPT_RATES}
     missing = [name for name, rate in rates.items() if rate is None]
