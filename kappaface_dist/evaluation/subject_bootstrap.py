@@ -10,8 +10,8 @@ i counts w_i times. It is made fast in two steps.
    pairs of i of w_j): the inner sums are one matrix product of a sparse matrix of counts with the
    weights of many replicates.
 
-Shapes: P pairs, I identities, N different pairs, T bins, R replicates at a time, E (bin, first
-identity) combinations.
+Shapes: P pairs, I identities, N different pairs, S same pairs, T bins, U points of a curve, R
+replicates at a time, E (bin, first identity) combinations.
 """
 
 from collections.abc import Iterator
@@ -62,11 +62,7 @@ def bootstrap_subjects(
     different = different[np.argsort(-cosine_P[different], kind="stable")]
     end_T = _bin_ends(cosine_P[different])
     products = _Products(identity_P2[different], end_T, num_identities)
-    # A same pair is accepted from the first bin on whose lowest score it reaches; those above every
-    # different pair before that, those below every one not in any bin.
-    threshold_T = cosine_P[different[end_T - 1]]
-    bin_S = 1 + np.searchsorted(-threshold_T, -cosine_P[same_P], side="left")
-    bin_S[cosine_P[same_P] > cosine_P[different[0]]] = 0
+    point_S = _points(cosine_P[same_P], cosine_P[different], end_T)
     person_S = identity_P2[same_P, 0]
 
     def curves() -> Iterator[Roc]:
@@ -74,10 +70,10 @@ def bootstrap_subjects(
         while times := list(islice(draws, REPLICATES_AT_A_TIME)):
             false_TR = products.weights(np.stack(times, axis=1))
             for times_I, false_T in zip(times, false_TR.T, strict=True):
-                true_T = np.bincount(bin_S, times_I[person_S], minlength=len(end_T) + 2)
+                true_U = np.bincount(point_S, times_I[person_S], minlength=2 * len(end_T) + 1)
                 # So few people that only one kind was drawn: there is no curve.
-                if false_T.any() and true_T.any():
-                    yield _curve(false_T, true_T)
+                if false_T.any() and true_U.any():
+                    yield _curve(false_T, true_U)
 
     return curve_intervals(curves(), rates, len(different), num_identities)
 
@@ -93,11 +89,25 @@ def _bin_ends(sorted_N: np.ndarray) -> np.ndarray:
     return np.array(ends)
 
 
-def _curve(false_T: np.ndarray, true_T: np.ndarray) -> Roc:
-    """The ROC of one replicate: from nothing, over what is above every different pair, to all."""
-    far_T = np.concatenate([[0.0, 0.0], np.cumsum(false_T) / false_T.sum(), [1.0]])
-    tar_T = np.concatenate([[0.0], np.cumsum(true_T) / true_T.sum()])
-    return Roc(far_T, tar_T, np.full(len(far_T), np.nan))
+def _points(same_S: np.ndarray, different_N: np.ndarray, end_T: np.ndarray) -> np.ndarray:
+    """The first point of a curve at which each same pair is accepted.
+
+    A bin has two: before it, where all that is above its highest score is accepted, and after it,
+    where all that reaches its lowest is. The last point of a curve accepts everything.
+    """
+    highest_T, lowest_T = different_N[np.append(0, end_T[:-1])], different_N[end_T - 1]
+    bin_S = np.searchsorted(-lowest_T, -same_S, side="left")
+    above_S = same_S > np.append(highest_T, np.inf)[bin_S]
+    reaches_S = (bin_S < len(end_T)) & ~above_S
+    return 2 * bin_S + reaches_S
+
+
+def _curve(false_T: np.ndarray, true_U: np.ndarray) -> Roc:
+    """The ROC of one replicate, from none to all, by the points of _points()."""
+    share_T = np.concatenate([[0.0], np.cumsum(false_T) / false_T.sum()])
+    far_U = np.concatenate([[0.0], np.repeat(share_T, 2)[1:-1], [1.0]])
+    tar_U = np.concatenate([[0.0], np.cumsum(true_U) / true_U.sum()])
+    return Roc(far_U, tar_U, np.full(len(far_U), np.nan))
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def evaluate_templates(
         intervals = bootstrap_subjects(
             cosine_P,
             templates.same_P,
-            template_people(number_T, templates)[row_P2],
+            template_people(number_T, templates).astype(np.int32)[row_P2],
             one_to_one["tar_at_far"],
             num_replicates=num_replicates,
         )

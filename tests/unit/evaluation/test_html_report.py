@@ -1,15 +1,10 @@
 """The report as a browser shows it, and the tables for papers."""
 
-import html
-import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from kappaface_dist.data.images import encode_jpeg
@@ -18,17 +13,7 @@ from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.set_report import report_set
 from kappaface_dist.evaluation.table_formats import as_latex, as_markdown
 from kappaface_dist.evaluation.tables import paper_table, text_table
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Appended to the page: what the browser made of it, where --dump-dom shows it.
-PROBE = """<script>addEventListener("load", () => {
-const images = [...document.images].map(i => [i.alt, i.complete ? i.naturalWidth : 0]);
-const cells = [...document.querySelectorAll(".results td")].map(c => c.textContent);
-const out = document.createElement("pre");
-out.id = "probe";
-out.textContent = JSON.stringify({images, cells, wide: document.documentElement.scrollWidth,
-  injected: window.injected === true});
-document.body.append(out); });</script>"""
+from tests.browser import look_at
 
 
 class Colour(nn.Module):
@@ -91,42 +76,12 @@ def test_hardest_pairs_are_the_extremes(reports):
 
 
 def test_a_browser_shows_everything(folder, reports, tmp_path):
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed, looked for {', '.join(BROWSERS)}")
-    page = tmp_path / "page.html"
-    page.write_text((folder / "report.html").read_text().replace("</body>", f"{PROBE}</body>"))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,1200"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}"]
-    dumped = subprocess.run(
-        [*command, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    found = json.loads(
-        html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', dumped, re.DOTALL)[1])
-    )
-    assert all(width > 0 for _, width in found["images"]), found["images"]
+    found = look_at(folder / "report.html", tmp_path)
     # ROC, DET, two histograms; 12 + 12 pairs of a and 12 of b.
     assert len(found["images"]) == 4 + 2 * (12 + 12 + 12)
-    assert found["wide"] <= 900
-    assert not found["injected"]
     names = list(reports)
-    columns = len(found["cells"]) // 2
-    assert found["cells"][0] == "a"
-    assert found["cells"][columns] == names[1]
-    assert found["cells"][3].startswith(f"{100 * reports['a'].result.auc:.2f} [")
-    shot = tmp_path / "shot.png"
-    subprocess.run(
-        [*command, f"--screenshot={shot}", page.as_uri()],
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    with Image.open(shot) as image:
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 100
+    assert [row[0] for row in found["rows"]] == ["set", *names]
+    assert found["rows"][1][3].startswith(f"{100 * reports['a'].result.auc:.2f} [")
 
 
 def test_plots_and_what_was_run_are_there(folder):
