@@ -56,14 +56,26 @@ def test_a_set_is_made_and_evaluated(tmp_path):
         tmp_path / "a",
         "--plot",
         tmp_path / "roc.png",
+        "--report",
+        tmp_path / "report",
     )
-    two = start(*TORCHRUN, *command, "--json", tmp_path / "2.json", "--cache", tmp_path / "b")
+    two = start(
+        *TORCHRUN, *command, "--json", tmp_path / "2.json", "--cache", tmp_path / "b",
+        "--report", tmp_path / "report2",
+    )  # fmt: skip
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
-    assert one.stdout == two.stdout
+    assert f"report: {tmp_path / 'report' / 'report.html'}" in one.stdout
+    assert one.stdout == two.stdout.replace("report2", "report")
+    for name in ("report.html", "table.md", "table.tex"):
+        page = (tmp_path / "report" / name).read_bytes()
+        assert page == (tmp_path / "report2" / name).read_bytes()
     assert (tmp_path / "roc.png").stat().st_size > 1000
     again = start(*command, "--cache", tmp_path / "a", "--no-norm")
     assert "132 of 132 embeddings were there already" in again.stdout, again.stderr
+    exported.with_suffix(".txt").write_text("")
+    refused = start(*command, "--report", exported.with_suffix(".txt"))
+    assert (refused.returncode, "which is a file: name a folder" in refused.stderr) == (1, True)
 
     found = json.loads((tmp_path / "1.json").read_text())
     embedding = slow_templates(tmp_path / "set", model.eval())
@@ -138,7 +150,10 @@ def test_identify_with_and_without_a_gallery(tmp_path):
         {path: embedding(path) for path in sorted((tmp_path / kind).glob("*/*.jpg"))}
         for kind in ("probe", "gallery", "others")
     )
-    tiny = start(*command, "--probes", tmp_path / "probe", "--gallery", tmp_path / "gallery")
+    tiny = start(
+        *command, "--probes", tmp_path / "probe", "--gallery", tmp_path / "gallery",
+        "--report", tmp_path / "report",
+    )  # fmt: skip
     assert tiny.returncode == 0, tiny.stderr
     ranks = []
     for path, vector in probe.items():
@@ -152,6 +167,14 @@ def test_identify_with_and_without_a_gallery(tmp_path):
     assert found["mated_probes"] == len(ranks) == 10
     assert found["rank"]["1"] == pytest.approx(np.mean(np.array(ranks) <= 1))
     assert found["rank"]["5"] == pytest.approx(np.mean(np.array(ranks) <= 5))
+    low, high = found["intervals"]["rank"]["1"]
+    assert low <= found["rank"]["1"] <= high
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert found["weights_sha256"] in page
+    assert (
+        f"{100 * found['rank']['1']:.2f} [{100 * low:.2f}–{100 * high:.2f}]"
+        in (tmp_path / "report" / "table.md").read_text()
+    )
 
     mega = start(
         *command, "--probes", tmp_path / "probes.json", "--probes-root", tmp_path / "probe"

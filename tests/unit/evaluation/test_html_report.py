@@ -76,7 +76,7 @@ def test_hardest_pairs_are_the_extremes(reports):
 
 
 def test_a_browser_shows_everything(folder, reports, tmp_path):
-    found = look_at(folder / "report.html", tmp_path)
+    found = look_at(folder / "report.html", tmp_path, drawn=True)
     # ROC, DET, two histograms; 12 + 12 pairs of a and 12 of b.
     assert len(found["images"]) == 4 + 2 * (12 + 12 + 12)
     names = list(reports)
