@@ -3,7 +3,6 @@
 Shapes: C classes, K classes of this shard.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
-from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones.export import save_backbone
-from kappaface_dist.build import Job, build_network
+from kappaface_dist.build import Job, backbone_settings
 from kappaface_dist.commands import write_json
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import to_dict
-from kappaface_dist.evaluation.pairs import PairResult, evaluate_pairs, pixel_baseline
+from kappaface_dist.evaluation.pairs import PairResult
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.metrics import Reporter, read_metrics
+from kappaface_dist.verification import baselines, write_verification
 
 matplotlib.use("Agg")
 # More classes than this are thinned out evenly for the pictures.
@@ -41,7 +40,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write everything into the run folder and return the summary; collective."""
     folder = job.config.folder
-    untrained, pixels = _baselines(job)
+    untrained, pixels = baselines(job)
     classes = class_table(job)
     head = job.head.summary()
     summary = {
@@ -58,18 +57,12 @@ def write_report(
         "baselines": {"untrained": untrained, "pixels": pixels},
     }
     if parallel.rank() == 0:
-        section = job.config.backbone
-        save_backbone(
-            folder / "export" / "backbone.safetensors",
-            job.network,
-            name=section.name,
-            embedding_size=section.embedding_size,
-            image_size=job.config.data.image_size,
-            depths=section.depths,
-            widths=section.widths,
-        )
+        export = folder / "export" / "backbone.safetensors"
+        save_backbone(export, job.network, **vars(backbone_settings(job.config)))
         draw_plots(folder, classes, results)
         write_json(str(folder / "summary.json"), summary)
+        if results:
+            write_verification(job, results, pixels, export)
     parallel.barrier()
     return summary
 
@@ -87,30 +80,6 @@ def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | Non
         run_name=config.run.name,
         settings=to_dict(config),
     )
-
-
-def verify_sets(
-    job: Job, network: nn.Module, progress: Callable[[int], object] | None = None
-) -> dict[str, PairResult]:
-    """Verify a backbone on every set of the configuration; collective."""
-    return {
-        name: evaluate_pairs(
-            network,
-            pairs,
-            image_size=job.config.data.image_size,
-            batch_size=job.config.data.batch_size,
-            device=job.device,
-            progress=progress,
-        )
-        for name, pairs in job.pair_sets.items()
-    }
-
-
-def _baselines(job: Job) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Accuracy on every set of the backbone before training, and of raw pixels."""
-    network = build_network(job.config, job.device, initial=True)
-    untrained = {name: result.accuracy for name, result in verify_sets(job, network).items()}
-    return untrained, {name: pixel_baseline(pairs) for name, pairs in job.pair_sets.items()}
 
 
 def class_table(job: Job) -> dict[str, np.ndarray]:

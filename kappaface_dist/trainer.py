@@ -16,10 +16,11 @@ from kappaface_dist.metrics import Meter, Reporter, log_line
 from kappaface_dist.optim import schedule_factor
 from kappaface_dist.profiling import StepProfiler
 from kappaface_dist.recovery import recover
-from kappaface_dist.report import start_reporter, verify_sets
+from kappaface_dist.report import start_reporter
 from kappaface_dist.run_state import build_saver, load_state, save_state
 from kappaface_dist.signals import StopSignal
 from kappaface_dist.train_step import train_step
+from kappaface_dist.verification import verify_sets
 from kappaface_dist.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)

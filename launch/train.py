@@ -14,6 +14,7 @@ from kappaface_dist.config_file import load_config, to_yaml
 from kappaface_dist.metrics import start_logging
 from kappaface_dist.report import summary_table, write_report
 from kappaface_dist.trainer import Trainer
+from kappaface_dist.verification import verification_page
 
 
 def main() -> None:
@@ -78,6 +79,9 @@ def train(config: Config, device: torch.device, *, check: bool) -> bool:
     if first:
         print(summary_table(summary))
         print(f"results and pictures are in {config.folder}")
+        page = verification_page(config.folder)
+        if page.is_file():
+            print(f"report on the verification sets: {page}")
     return False
 
 

@@ -16,6 +16,7 @@ LAYERS = [
     {"loss_guard", "saver", "train_step", "transplant"},
     {"margin_pictures"},
     {"report", "margin_report"},
+    {"verification"},
     {"model_card", "embedder", "embedding_files"},
     {"build", "saved_model"},
     {"comparison"},

@@ -18,7 +18,7 @@ from kappaface_dist.commands import run, write_json
 from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
 from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.plots import plot_roc
-from kappaface_dist.evaluation.report_page import check_folder
+from kappaface_dist.evaluation.report_page import check_folder, model_facts
 from kappaface_dist.evaluation.set_report import SetReport, report_set
 from kappaface_dist.evaluation.tables import text_table
 from kappaface_dist.saved_model import SavedModel, open_model
@@ -99,18 +99,15 @@ def publish(args: argparse.Namespace, model: SavedModel, reports: dict[str, SetR
         curves = {name: r.result.roc for name, r in reports.items() if r.result.roc is not None}
         plot_roc(args.plot, curves)
     if args.report:
-        facts |= {
-            "embedding size": str(model.settings.embedding_size),
-            "image size": f"{model.settings.image_size} pixels",
-            **{f"set {name}": f"{r.path}, SHA-256 {r.sha256}" for name, r in reports.items()},
-        }
-        write_html_report(
+        page = write_html_report(
             Path(args.report),
             reports,
             title=f"Verification of {model.settings.name}",
-            facts=facts,
+            facts=model_facts(model.path, model.digest, model.settings),
             config=model.config,
         )
+        if args.json != "-":
+            print(f"report: {page}")
 
 
 def _named_paths(sets: list[str]) -> dict[str, Path]:

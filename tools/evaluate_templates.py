@@ -23,7 +23,7 @@ from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
 from kappaface_dist.evaluation.embedding_store import StoredEmbeddings
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.evaluation.pooling import Pooling
-from kappaface_dist.evaluation.report_page import check_folder
+from kappaface_dist.evaluation.report_page import check_folder, model_facts
 from kappaface_dist.evaluation.table_formats import as_text
 from kappaface_dist.evaluation.template_report import write_template_report
 from kappaface_dist.evaluation.templates import (
@@ -123,11 +123,10 @@ def publish(
         curves = {} if result.curve is None else {templates.name: result.curve}
         plot_roc(args.plot, curves, "1:1 of templates")
     if args.report:
-        facts |= {
-            "folder of the set": str(Path(args.set).resolve()),
+        facts = {
+            **model_facts(model.path, model.digest, model.settings),
+            "set": f"{Path(args.set).resolve()}, SHA-256 of its lists {templates.digest}",
             "pooling": ", ".join(f"{key.replace('_', ' ')}: {on}" for key, on in settings.items()),
-            "embedding size": str(model.settings.embedding_size),
-            "image size": f"{model.settings.image_size} pixels",
         }
         page = write_template_report(
             Path(args.report),

@@ -32,7 +32,7 @@ from kappaface_dist.evaluation.embedding_store import (
 )
 from kappaface_dist.evaluation.face_identification import identify_faces
 from kappaface_dist.evaluation.identification_report import write_identification_report
-from kappaface_dist.evaluation.report_page import check_folder
+from kappaface_dist.evaluation.report_page import check_folder, model_facts
 from kappaface_dist.saved_model import SavedModel, open_model
 
 
@@ -138,10 +138,8 @@ def publish(
             print(f"rank-{k}: {'-' if rate is None else f'{rate:.2%}'}")
     write_json(args.json, {**facts, "images": sizes, **result.summary})
     if args.report:
-        facts |= {
-            "backbone": model.settings.name,
-            "embedding size": str(model.settings.embedding_size),
-            "image size": f"{model.settings.image_size} pixels",
+        facts = {
+            **model_facts(model.path, model.digest, model.settings),
             **{
                 name: f"{getattr(args, name)}, {len(faces.paths)} images, SHA-256 of their names"
                 f" {faces.digest()}"

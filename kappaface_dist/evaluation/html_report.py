@@ -33,7 +33,7 @@ def write_html_report(
     """Write report.html, table.md, table.tex and plots/*.png into folder; returns the page.
 
     Args:
-        facts: what was run: model, hash, settings; the versions are added here.
+        facts: what was run: model, hash, settings; sets and versions are added here.
         config: the run's configuration, where it is known.
     """
     parts = [
@@ -62,7 +62,8 @@ def write_html_report(
         ]
     for name, report in reports.items():
         parts += _set_section(folder, name, report)
-    return write_page(folder, parts, title=title, facts=facts, config=config)
+    sets = {f"set {name}": f"{r.path}, SHA-256 {r.sha256}" for name, r in reports.items()}
+    return write_page(folder, parts, title=title, facts={**facts, **sets}, config=config)
 
 
 def _set_section(folder: Path, name: str, report: SetReport) -> list[str]:

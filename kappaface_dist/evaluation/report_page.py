@@ -16,6 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kappaface_dist.backbones.export import BackboneSettings
 from kappaface_dist.evaluation.table_formats import Table, as_html, as_latex, as_markdown
 
 PACKAGES = ("kappaface_dist", "torch", "numpy", "simplejpeg", "pillow")
@@ -81,6 +82,17 @@ def read_picture(label: str, read: Callable[[], bytes | np.ndarray]) -> Picture:
         # After an evaluation of hours a picture that has gone since is no reason to have no report.
         return Picture(label, None, str(error))
     return Picture(label, buffer.getvalue())
+
+
+def model_facts(path: Path, digest: str, settings: BackboneSettings) -> dict[str, str]:
+    """What a page says about the model."""
+    return {
+        "model": str(path),
+        "weights_sha256": digest,
+        "backbone": settings.name,
+        "embedding size": str(settings.embedding_size),
+        "image size": f"{settings.image_size} pixels",
+    }
 
 
 def check_folder(folder: str | None) -> None:

@@ -89,6 +89,20 @@ def report_set(
         device=device,
         progress=progress,
     )
+    return describe_set(
+        path, pairs, result, pixels=pixel_baseline(pairs), num_replicates=num_replicates
+    )
+
+
+def describe_set(
+    path: Path, pairs: PairFile, result: PairResult, *, pixels: float | None, num_replicates: int
+) -> SetReport:
+    """The report on a set that was evaluated already; not collective.
+
+    Args:
+        pixels: accuracy of raw pixels (pixel_baseline).
+        num_replicates: of the bootstrap; 0 for no intervals.
+    """
     intervals = None
     if num_replicates:
         intervals = bootstrap(
@@ -105,7 +119,7 @@ def report_set(
         result=result,
         same_P=pairs.same_P,
         intervals=intervals,
-        pixels=pixel_baseline(pairs),
+        pixels=pixels,
         false_matches=_hard_pairs(pairs, result, order[~pairs.same_P[order]]),
         false_non_matches=_hard_pairs(pairs, result, order[pairs.same_P[order]][::-1]),
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kappaface_dist import parallel
+from kappaface_dist.backbones.export import load_backbone, weights_digest
 from kappaface_dist.build import build_job
 from kappaface_dist.config_file import load_config
 from kappaface_dist.metrics import read_metrics
@@ -132,8 +133,19 @@ def test_the_command_trains_reports_and_notices_that_it_is_done(write_config, fa
         "plots/margins.png",
         "plots/concentrations.png",
         "plots/roc.png",
+        "verification/report.html",
+        "verification/plots/det.png",
     ):
         assert (folder / name).stat().st_size > 0, name
+    page = folder / "verification" / "report.html"
+    assert f"report on the verification sets: {page}" in first.stdout
+    row = (folder / "verification" / "table.md").read_text().splitlines()[2]
+    assert f"| {100 * result['accuracy']:.2f} ± {100 * result['accuracy_std']:.2f} |" in row
+    assert f"| {100 * result['auc']:.2f} [" in row
+    network = load_backbone(folder / "export" / "backbone.safetensors")[0]
+    text = page.read_text()
+    assert weights_digest(network) in text
+    assert "steps: 60" in text
     assert list((folder / "tensorboard").glob("events*"))
     losses = [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
