@@ -1,26 +1,17 @@
 """Published InsightFace backbones (.pth) and those of arcface_torch's own checkpoints, taken over.
 
-Their r18..r200 have the names and shapes of ours. A .pth is a pickle; torch.load with
-weights_only=True reads tensors from it and runs nothing.
+Their r18..r200, mbf and mbf_large have the names and shapes of ours.
 """
 
 import os
-import pickle
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from kappaface_dist.backbones import BACKBONES, build_backbone
 from kappaface_dist.backbones.export import BackboneSettings
-
-# Where training scripts put the backbone's tensors within their checkpoint.
-SECTIONS = ("state_dict_backbone", "state_dict", "model", "backbone")
-# What wrappers put before the names.
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
-# Counts steps, decides nothing, and is absent from old files.
-COUNTER = "num_batches_tracked"
+from kappaface_dist.backbones.published import COUNTER, read_published
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ def import_backbone(
         ValueError: the file is not readable as tensors only, or is of no backbone of ours.
         OSError: the file cannot be read.
     """
-    tensors = _read(path)
+    tensors = read_published(path)
     vectors = [tensor for tensor in tensors.values() if tensor.ndim == 1]
     if not vectors:
         raise ValueError(f"{path} has {len(tensors)} tensors and no normalisation among them")
@@ -90,35 +81,6 @@ def import_backbone(
         for key in matched:
             state[key].copy_(tensors[key])
     return model.eval(), settings, report
-
-
-def _read(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The backbone's tensors, under their bare names."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is not a file, expected a backbone checkpoint (.pth)")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path} is not a checkpoint of plain tensors ({reason}); a file that needs more than"
-            " tensors could run code and is refused"
-        ) from error
-    for section in SECTIONS:
-        if isinstance(content, dict) and isinstance(content.get(section), dict):
-            content = content[section]
-            break
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state_dict")
-    tensors = {}
-    for key, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        bare = str(key)
-        while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
-            bare = bare.removeprefix(prefix)
-        tensors[bare] = value
-    return tensors
 
 
 def _guess(

@@ -7,13 +7,16 @@ tensors and refuses everything else.
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+# Where training scripts put the backbone's tensors within their checkpoint.
+SECTIONS = ("state_dict_backbone", "state_dict", "model", "backbone")
 # What wrappers put before the names.
-PREFIXES = ("module.", "backbone.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+# Counts steps, decides nothing, and is absent from old files.
+COUNTER = "num_batches_tracked"
 
 
 def load_published(path: str | os.PathLike[str], network: nn.Module) -> None:
@@ -23,22 +26,9 @@ def load_published(path: str | os.PathLike[str], network: nn.Module) -> None:
         ValueError: the file holds more than tensors, or not those of this network.
         OSError: the file cannot be read.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}, expected a published backbone (.pth)")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is refused: it is not a file of tensors alone"
-            f" ({str(error).strip().splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise ValueError(f"{path} is not a readable .pth file: {' '.join(reason)}") from error
-    tensors = _plain_names(path, content)
+    tensors = read_published(path)
     expected = network.state_dict()
-    # Counts of batches that BatchNorm saw: very old files lack them, and nothing here uses them.
-    tensors |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | tensors
+    tensors |= {k: v for k, v in expected.items() if k.endswith(COUNTER)} | tensors
     found_shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     expected_shapes = {key: tuple(value.shape) for key, value in expected.items()}
     if found_shapes != expected_shapes:
@@ -53,16 +43,35 @@ def load_published(path: str | os.PathLike[str], network: nn.Module) -> None:
     network.load_state_dict(tensors)
 
 
-def _plain_names(path: str | os.PathLike[str], content: Any) -> dict[str, torch.Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict_backbone"), dict):
-        content = content["state_dict_backbone"]  # a checkpoint of the same trainer
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+def read_published(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The backbone's tensors, under their bare names.
+
+    Raises:
+        ValueError: the file is not readable as tensors only.
+        OSError: the file cannot be read.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file, expected a backbone checkpoint (.pth)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is not a checkpoint of plain tensors ({reason}); a file that needs more than"
+            " tensors could run code and is refused"
+        ) from error
+    for section in SECTIONS:
+        if isinstance(content, dict) and isinstance(content.get(section), dict):
+            content = content[section]
+            break
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state_dict")
     tensors = {}
-    for name, tensor in content.items():
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        tensors[name] = tensor
+    for key, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        bare = str(key)
+        while prefix := next((p for p in PREFIXES if bare.startswith(p)), None):
+            bare = bare.removeprefix(prefix)
+        tensors[bare] = value
     return tensors

@@ -60,7 +60,7 @@ def test_other_networks_and_files_are_named(network, tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         load_published(tmp_path / "list.pth", fresh())
     (tmp_path / "cut.pth").write_bytes((tmp_path / "m.pth").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is not a readable"):
+    with pytest.raises(ValueError, match="is not a checkpoint of plain tensors"):
         load_published(tmp_path / "cut.pth", fresh())
     with pytest.raises(FileNotFoundError):
         load_published(tmp_path / "none.pth", fresh())
