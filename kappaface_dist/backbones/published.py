@@ -5,11 +5,12 @@ tensors and refuses everything else.
 """
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from kappaface_dist.restricted_pickle import MALFORMED
 
 # Where training scripts put the backbone's tensors within their checkpoint.
 SECTIONS = ("state_dict_backbone", "state_dict", "model", "backbone")
@@ -54,7 +55,7 @@ def read_published(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{path} is not a file, expected a backbone checkpoint (.pth)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (*MALFORMED, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path} is not a checkpoint of plain tensors ({reason}); a file that needs more than"

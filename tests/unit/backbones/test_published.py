@@ -1,12 +1,13 @@
 """Published .pth files, written as InsightFace's trainer writes them."""
 
 import os
+import random
 
 import pytest
 import torch
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.backbones.published import load_published
+from kappaface_dist.backbones.published import load_published, read_published
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,27 @@ def test_a_file_that_carries_code_is_refused_and_not_run(network, tmp_path):
     with pytest.raises(ValueError, match="is refused"):
         load_published(tmp_path / "m.pth", fresh())
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old pickle"])
+def test_a_damaged_file_is_one_sentence(zipped, tmp_path):
+    path = tmp_path / "m.pth"
+    state = {"bn.weight": torch.ones(4)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    reasons = []
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[generator.randrange(len(whole))] = generator.randrange(256)
+        path.write_bytes(damaged[: generator.choice([len(whole), generator.randrange(len(whole))])])
+        try:
+            read_published(path)
+        except ValueError as error:
+            reasons.append(str(error))
+    assert len(reasons) > 100
+    assert all(reason.startswith(str(path)) for reason in reasons)
 
 
 def test_other_networks_and_files_are_named(network, tmp_path):
