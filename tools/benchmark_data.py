@@ -37,6 +37,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("data", help="a .rec file (DALI's reader wants its .idx beside it)")
     parser.add_argument("--loader", choices=("dali", "cpu"), default="cpu", help="ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--dali-decodes", action="store_true", help="on the CPU, too: what the GPU does, done there"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--augment", default="flip", help="preset of ours (the others only flip)")
@@ -60,6 +63,7 @@ def ours(args: argparse.Namespace, catalog: Catalog) -> Iterator[int]:
         augment=args.augment,
         num_threads=args.threads,
         device=torch.device(args.device),
+        dali_decodes=args.dali_decodes or None,
     )
     try:
         for batch in loader.batches(0, sys.maxsize // args.batch_size):

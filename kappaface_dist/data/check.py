@@ -148,7 +148,7 @@ def check_catalog(
 
 
 def keep_result(catalog: Catalog, unreadable: Iterable[int]) -> None:
-    """Spare the DALI loader its own check of records that are looked at here."""
+    """Spare the DALI loader the check before the GPU decodes what is looked at here."""
     readable_I = np.ones(catalog.num_images, dtype=bool)
     readable_I[list(unreadable)] = False
     for source, first in zip(catalog.sources, catalog.first_image, strict=True):

@@ -5,9 +5,10 @@ Shapes: B images on this rank, H W the image size.
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from kappaface_dist.data.augment_cpu import apply_changes
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.images import decode_image, normalise_image
 from kappaface_dist.data.readable import Readable
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,7 @@ class CpuDecoder:
         Raises:
             ValueError: many images in a row are unreadable.
         """
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode")
-        pending: deque[_Pending] = deque()
-        try:
-            for request in requests:
-                pending.append(self._submit(pool, request))
-                if len(pending) > ahead:
-                    yield pending.popleft().wait()
-            while pending:
-                yield pending.popleft().wait()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return run_ahead(self._submit, requests, ahead, self._num_threads)
 
     def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Pending":
         num, size = len(request.index_B), self._image_size
@@ -86,8 +79,6 @@ class CpuDecoder:
         else:
             image = torch.empty((num, 3, size, size))
         label_B = torch.empty(num, dtype=torch.int64)
-        # One task per thread: fewer hand-overs than one per image, and still all threads busy.
-        bounds = np.linspace(0, num, min(self._num_threads, num) + 1).astype(int)
         tasks = [
             pool.submit(
                 self._decode,
@@ -96,7 +87,7 @@ class CpuDecoder:
                 image.numpy()[first:end],
                 label_B.numpy()[first:end],
             )
-            for first, end in itertools.pairwise(bounds)
+            for first, end in split(num, self._num_threads)
         ]
         return _Pending(image, label_B, tasks)
 
@@ -132,3 +123,47 @@ class _Pending:
             num_replaced += replaced
             unreadable |= reasons
         return HostBatch(self.image, self.label_B, num_replaced, unreadable)
+
+
+class Pending(Protocol[T_co]):
+    """A batch that a pool of threads works on."""
+
+    def wait(self) -> T_co:
+        """Return the batch when it is finished."""
+
+
+def run_ahead(
+    submit: Callable[[ThreadPoolExecutor, Request], Pending[T_co]],
+    requests: Iterable[Request],
+    ahead: int,
+    num_threads: int,
+) -> Generator[T_co, None, None]:
+    """Yield what becomes of the requests, in order; up to `ahead` of them before they are taken.
+
+    Leaving the iterator ends its threads.
+
+    Args:
+        submit: begins the work on one request.
+        requests: taken as they are needed.
+        ahead: as said.
+        num_threads: of the pool.
+    """
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    pending: deque[Pending[T_co]] = deque()
+    try:
+        for request in requests:
+            pending.append(submit(pool, request))
+            if len(pending) > ahead:
+                yield pending.popleft().wait()
+        while pending:
+            yield pending.popleft().wait()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def split(num: int, num_threads: int) -> Iterable[tuple[int, int]]:
+    """First and end of each thread's part of a batch.
+
+    One task per thread: fewer hand-overs than one per image, and still all threads busy.
+    """
+    return itertools.pairwise(np.linspace(0, num, min(num_threads, num) + 1).astype(int).tolist())

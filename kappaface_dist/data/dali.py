@@ -1,10 +1,7 @@
 """Decodes images with NVIDIA DALI, on the GPU or on the CPU, fed from our reader in our order.
 
-Threads of ours read, and check each JPEG by a decode at an eighth of its size: that finds exactly
-what the CPU loader finds unreadable, at a fraction of the cost, and DALI never meets a file that
-would end its pipeline. An image that was good once is not checked again, and
-after check_record.py none of a record is. Everything happens in the background, the training thread
-only takes batches.
+What DALI is fed with is read by dali_input.py, what it does is in dali_graph.py. Everything happens
+in the background, the training thread only takes batches.
 Shapes: B images on this rank, H W the image size.
 """
 
@@ -14,22 +11,17 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 
 from kappaface_dist.data.augment import PRESETS
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import HostBatch, Request
-from kappaface_dist.data.images import JPEG_START, check_jpeg, decode_image
-from kappaface_dist.data.readable import Readable
+from kappaface_dist.data.dali_input import DaliInput, DaliInputReader
 
-SUBSAMPLINGS = frozenset(("444", "422", "420", "440", "411", "Gray"))
 POLL_SECONDS = 0.1
 
 
@@ -40,16 +32,17 @@ def dali_is_installed() -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """One image on its way into DALI."""
-
-    payload: np.ndarray  # a good JPEG, or pixels with a PPM header
-    resize: bool
-
-
 class DaliDecoder:
     """Decodes the batches that are asked for, some ahead of the caller; see cpu.CpuDecoder.
+
+    Args:
+        catalog: the dataset.
+        batch_size: images per batch.
+        image_size: height and width of the pixels.
+        augment: name of a preset in augment.py.
+        num_threads: that read, and as many of DALI's.
+        device: where DALI works and the batches go.
+        dali_decodes: give JPEGs to DALI; otherwise the threads that read decode them.
 
     Raises:
         RuntimeError: DALI is not installed.
@@ -64,6 +57,7 @@ class DaliDecoder:
         augment: str,
         num_threads: int,
         device: torch.device,
+        dali_decodes: bool,
     ):
         if not dali_is_installed():
             raise RuntimeError(
@@ -76,8 +70,10 @@ class DaliDecoder:
         self._preset = PRESETS[augment]
         self._num_threads = num_threads
         self._device = device
-        self._readable = Readable(catalog, self._prepare)
-        self._good_I = catalog.checked()
+        self._dali_decodes = dali_decodes
+        self._reader = DaliInputReader(
+            catalog, image_size=image_size, num_threads=num_threads, decode=not dali_decodes
+        )
 
     def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
         """Decode the requests in order, up to `ahead` of them before they are taken.
@@ -142,21 +138,16 @@ class DaliDecoder:
             image_size=self._image_size,
             num_threads=self._num_threads,
             device_id=device_id,
+            decode=self._dali_decodes,
         )
         stream = torch.cuda.Stream(self._device) if device_id is not None else None
-        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="read")
-        reading: deque[_Reading] = deque()
         inside: deque[HostBatch] = deque()  # being decoded; their images are still to come
         feeder = dali_graph.Feeder(pipeline)
-        requests = iter(requests)
-        try:
+        with closing(self._reader.batches(requests, ahead)) as reading:
             while True:
-                for request in itertools.islice(requests, ahead + 1 - len(reading)):
-                    reading.append(self._submit(pool, request))
-                while reading and len(inside) < dali_graph.AHEAD:
-                    batch, inputs = self._collect(reading.popleft())
-                    inside.append(batch)
-                    feeder.feed(inputs)
+                for read in itertools.islice(reading, dali_graph.AHEAD - len(inside)):
+                    inside.append(self._without_pixels(read))
+                    feeder.feed(self._inputs(read))
                 if not inside:
                     return
                 feeder.complete()
@@ -171,66 +162,29 @@ class DaliDecoder:
                 batch = inside.popleft()
                 _copy(images, batch.image, stream)
                 yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Reading":
-        num = len(request.index_B)
-        bounds = np.linspace(0, num, min(self._num_threads, num) + 1).astype(int)
-        return _Reading(
-            request,
-            [
-                pool.submit(self._read, request.index_B[first:end])
-                for first, end in itertools.pairwise(bounds)
-            ],
-        )
-
-    def _read(self, index_B: np.ndarray) -> "_Read":
-        unreadable: dict[int, str] = {}
-        found = [self._readable.first(index, unreadable) for index in index_B.tolist()]
-        taken_B = np.array([taken for taken, _ in found])
-        prepared = [image for _, image in found]
-        return _Read(prepared, taken_B, int((taken_B != index_B).sum()), unreadable)
-
-    def _collect(self, reading: "_Reading") -> tuple[HostBatch, dict[str, Any]]:
-        """The batch without its pixels, and what DALI makes them from."""
+    def _inputs(self, read: DaliInput) -> dict[str, Any]:
+        """What DALI makes the pixels from."""
         from kappaface_dist.data import dali_graph
 
-        parts = [task.result() for task in reading.tasks]
-        images = [image for part in parts for image in part.images]
         inputs: dict[str, Any] = dali_graph.change_inputs(
-            self._preset, reading.request.changes, self._image_size
+            self._preset, read.request.changes, self._image_size
         )
-        inputs[dali_graph.PAYLOAD] = [image.payload for image in images]
-        inputs[dali_graph.RESIZE] = np.array([image.resize for image in images])
-        unreadable = {key: why for part in parts for key, why in part.unreadable.items()}
-        size = self._image_size
-        taken_B = np.concatenate([part.taken_B for part in parts])
-        batch = HostBatch(
-            torch.empty((len(images), 3, size, size), device=self._device),
-            torch.from_numpy(self._catalog.label_I[taken_B].astype(np.int64)),
-            sum(part.num_replaced for part in parts),
-            unreadable,
-        )
-        return batch, inputs
+        if self._dali_decodes:
+            inputs[dali_graph.PAYLOAD] = [image.encoded for image in read.image_B]
+            inputs[dali_graph.RESIZE] = np.array([image.resize for image in read.image_B])
+        else:
+            inputs[dali_graph.PAYLOAD] = read.image_B
+        return inputs
 
-    def _prepare(self, index: int) -> _Prepared:
-        """Read one image and see that it can be decoded; ValueError or OSError if not."""
-        payload, size = self._catalog.read(index), self._image_size
-        if payload[:2] == JPEG_START:
-            try:
-                height, width, colours, subsampling = simplejpeg.decode_jpeg_header(payload)
-            except ValueError as error:
-                raise ValueError(f"not a readable image ({error})") from error
-            if colours in ("YCbCr", "Gray", "RGB") and subsampling in SUBSAMPLINGS:
-                if not self._good_I[index]:
-                    check_jpeg(payload)
-                    self._good_I[index] = True
-                return _Prepared(np.frombuffer(payload, np.uint8), (height, width) != (size, size))
-        # Rare formats are decoded as the CPU loader does it; DALI gets the pixels.
-        pixels_HW3 = decode_image(payload, size)
-        ppm = b"P6\n%d %d\n255\n" % (size, size) + pixels_HW3.tobytes()
-        return _Prepared(np.frombuffer(ppm, np.uint8), False)
+    def _without_pixels(self, read: DaliInput) -> HostBatch:
+        size = self._image_size
+        return HostBatch(
+            torch.empty((len(read.taken_B), 3, size, size), device=self._device),
+            torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64)),
+            int((read.taken_B != read.request.index_B).sum()),
+            read.unreadable,
+        )
 
 
 def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
@@ -240,17 +194,3 @@ def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None)
     feed_ndarray(images.as_tensor(), out_B3HW, cuda_stream=stream)
     if stream is not None:
         stream.synchronize()
-
-
-@dataclass(frozen=True)
-class _Read:
-    images: list[_Prepared]
-    taken_B: np.ndarray
-    num_replaced: int
-    unreadable: dict[int, str]
-
-
-@dataclass(frozen=True)
-class _Reading:
-    request: Request
-    tasks: list[Future[_Read]]

@@ -142,6 +142,7 @@ def build_loader(
     block_shuffle: int = 0,
     seed: int = 0,
     device: torch.device,
+    dali_decodes: bool | None = None,
 ) -> Loader:
     """Make the loader of this rank.
 
@@ -156,6 +157,8 @@ def build_loader(
         block_shuffle: images per block that stay together on disk; 0 for a full shuffle.
         seed: of the order and of the random changes.
         device: where the batches go.
+        dali_decodes: whether DALI decodes the JPEGs or the threads that feed it; None: it does on
+            the GPU. (On the CPU it would cost more: DALI's decoder needs a check before it.)
 
     Raises:
         ValueError: there is no such loader or preset.
@@ -176,6 +179,7 @@ def build_loader(
             augment=augment,
             num_threads=num_threads,
             device=device,
+            dali_decodes=device.type == "cuda" if dali_decodes is None else dali_decodes,
         )
     else:
         decoder = CpuDecoder(

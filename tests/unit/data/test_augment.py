@@ -13,8 +13,8 @@ from kappaface_dist.data import augment
 from kappaface_dist.data.augment import PRESETS, Preset, draw_changes
 from kappaface_dist.data.augment_cpu import apply_changes
 from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.data.dali import dali_is_installed
 from kappaface_dist.data.loader import build_loader
+from tests.unit.data.loaders import ARGUMENTS, each_dali_loader
 from tests.unit.data.made_records import jpeg, write_records
 
 NUM = 4000
@@ -155,10 +155,10 @@ TOLERANCE = {
 }
 
 
-@pytest.mark.skipif(not dali_is_installed(), reason="NVIDIA DALI is not installed")
+@each_dali_loader
 @pytest.mark.parametrize("name", [*ONLY, "adaface", "strong"])
 @pytest.mark.usefixtures("only")
-def test_both_decoders_make_the_same_changes(tmp_path, name):
+def test_loaders_make_the_same_changes(tmp_path, name, loader):
     catalog = open_catalog(write_records(tmp_path / "train.rec", list(range(24)), SIZE))
     cpu, dali = (
         torch.cat(
@@ -166,7 +166,7 @@ def test_both_decoders_make_the_same_changes(tmp_path, name):
                 batch.image_B3HW
                 for batch in build_loader(
                     catalog,
-                    loader=loader,
+                    **ARGUMENTS[one],
                     batch_size=24,
                     image_size=SIZE,
                     augment=name,
@@ -176,7 +176,7 @@ def test_both_decoders_make_the_same_changes(tmp_path, name):
                 ).batches(0, 2)
             ]
         )
-        for loader in ("cpu", "dali")
+        for one in ("cpu", loader)
     )
     off_B = (cpu - dali).abs().mean((1, 2, 3)) * 127.5
     half, worst = TOLERANCE.get(name, (1e-4, 1e-4))

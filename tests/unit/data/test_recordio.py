@@ -17,6 +17,7 @@ from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.loader import build_loader
 from kappaface_dist.data.record_index import read_index
 from kappaface_dist.data.recordio import RecordReader, RecordWriter
+from tests.unit.data.loaders import ARGUMENTS
 from tests.unit.data.made_records import jpeg, part, record
 
 
@@ -107,12 +108,12 @@ def check_damaged(path, original, touched):
 
 
 def check_loaded(catalog):
-    """Both loaders, where there are both: the same labels, or the same refusal."""
+    """All loaders that there are: the same labels, or the same refusal."""
     found = []
-    for name in ("cpu", "dali") if dali_is_installed() else ("cpu",):
+    for name in ARGUMENTS if dali_is_installed() else ("cpu",):
         loader = build_loader(
             catalog,
-            loader=name,
+            **ARGUMENTS[name],
             batch_size=catalog.num_images,
             augment="none",
             num_threads=1,
