@@ -15,6 +15,7 @@ import torch
 
 from kappaface_dist.data.augment import Changes
 from kappaface_dist.data.augment_cpu import apply_changes
+from kappaface_dist.data.buffers import Buffers
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.images import decode_image, normalise_image
 from kappaface_dist.data.readable import Readable
@@ -47,17 +48,27 @@ class CpuDecoder:
 
     Args:
         catalog: the dataset.
+        batch_size: images per batch.
         image_size: height and width of the pixels.
         num_threads: that read, decode and change.
         for_gpu: give uint8 in pinned memory, a quarter of the bytes to copy and normalised there;
             otherwise the threads normalise, too.
     """
 
-    def __init__(self, catalog: Catalog, *, image_size: int, num_threads: int, for_gpu: bool):
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        batch_size: int,
+        image_size: int,
+        num_threads: int,
+        for_gpu: bool,
+    ):
         self._catalog = catalog
         self._image_size = image_size
         self._num_threads = num_threads
         self._for_gpu = for_gpu
+        self._images = Buffers((batch_size, 3, image_size, image_size), np.float32)
         self._readable = Readable(
             catalog, lambda index: decode_image(catalog.read(index), image_size)
         )
@@ -77,7 +88,7 @@ class CpuDecoder:
         if self._for_gpu:
             image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)
         else:
-            image = torch.empty((num, 3, size, size))
+            image = torch.from_numpy(self._images.take())
         label_B = torch.empty(num, dtype=torch.int64)
         tasks = [
             pool.submit(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from kappaface_dist.data.augment import PRESETS
+from kappaface_dist.data.buffers import Buffers
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import HostBatch, Request
 from kappaface_dist.data.dali_input import DaliInput, DaliInputReader
@@ -71,8 +72,13 @@ class DaliDecoder:
         self._num_threads = num_threads
         self._device = device
         self._dali_decodes = dali_decodes
+        self._images = Buffers((batch_size, 3, image_size, image_size), np.float32)
         self._reader = DaliInputReader(
-            catalog, image_size=image_size, num_threads=num_threads, decode=not dali_decodes
+            catalog,
+            batch_size=batch_size,
+            image_size=image_size,
+            num_threads=num_threads,
+            decode=not dali_decodes,
         )
 
     def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
@@ -178,9 +184,13 @@ class DaliDecoder:
         return inputs
 
     def _without_pixels(self, read: DaliInput) -> HostBatch:
-        size = self._image_size
+        if self._device.type == "cuda":
+            size = self._image_size
+            image = torch.empty((self._batch_size, 3, size, size), device=self._device)
+        else:
+            image = torch.from_numpy(self._images.take())
         return HostBatch(
-            torch.empty((len(read.taken_B), 3, size, size), device=self._device),
+            image,
             torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64)),
             int((read.taken_B != read.request.index_B).sum()),
             read.unreadable,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from kappaface_dist.data.buffers import Buffers
 from kappaface_dist.data.catalog import Catalog
 from kappaface_dist.data.cpu import Request, run_ahead, split
 from kappaface_dist.data.images import JPEG_START, check_jpeg, decode_image
@@ -47,15 +48,24 @@ class DaliInputReader:
 
     Args:
         catalog: the dataset.
+        batch_size: images per batch.
         image_size: height and width of the pixels.
         num_threads: that read, and check or decode.
         decode: give pixels, not JPEGs.
     """
 
-    def __init__(self, catalog: Catalog, *, image_size: int, num_threads: int, decode: bool):
-        self._image_size = image_size
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        batch_size: int,
+        image_size: int,
+        num_threads: int,
+        decode: bool,
+    ):
         self._num_threads = num_threads
         self._decode = decode
+        self._pixels = Buffers((batch_size, image_size, image_size, 3), np.uint8)
         self._readable: Readable[Any]
         if decode:
             self._readable = Readable(catalog, lambda i: decode_image(catalog.read(i), image_size))
@@ -73,10 +83,8 @@ class DaliInputReader:
         return run_ahead(self._submit, requests, ahead, self._num_threads)
 
     def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Pending":
-        num, size = len(request.index_B), self._image_size
-        image_B: np.ndarray = np.empty(num, object)
-        if self._decode:
-            image_B = np.empty((num, size, size, 3), np.uint8)
+        num = len(request.index_B)
+        image_B = self._pixels.take() if self._decode else np.empty(num, object)
         taken_B = request.index_B.copy()
         tasks = [
             pool.submit(self._read, taken_B[first:end], image_B[first:end])

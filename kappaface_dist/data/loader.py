@@ -184,6 +184,7 @@ def build_loader(
     else:
         decoder = CpuDecoder(
             catalog,
+            batch_size=batch_size,
             image_size=image_size,
             num_threads=num_threads,
             for_gpu=device.type == "cuda",
