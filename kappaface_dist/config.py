@@ -88,7 +88,8 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Evaluate:
-    sets: dict[str, str] = field(default_factory=dict)  # name: path of a .bin of pairs
+    # name: path of a .bin of pairs; {} leaves out those of an extended file
+    sets: dict[str, str] = field(default_factory=dict)
     every: int | None = None  # steps; null: at the end only
 
 

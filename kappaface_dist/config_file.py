@@ -3,6 +3,7 @@
 A file may say `extends: other.yaml` (relative to itself). Later layers win: defaults, the extended
 file, the file, the overrides. A layer that names a margin starts the margin section anew, since
 margins have keys of their own; one that sets run.steps or run.epochs unsets the other.
+evaluate.sets adds to the sets of the layers below, and evaluate.sets={} leaves those out.
 """
 
 import dataclasses
@@ -108,3 +109,5 @@ def _drop_replaced(merged: DictConfig, layer: dict[str, Any]) -> None:
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
         if run.get(key) is not None and other not in run and "run" in merged:
             merged.run.pop(other, None)
+    if (layer.get("evaluate") or {}).get("sets") == {} and "evaluate" in merged:
+        merged.evaluate.pop("sets", None)

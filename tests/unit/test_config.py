@@ -28,6 +28,15 @@ def test_later_layers_win(write):
     assert config.optimizer.power == 2.0
 
 
+def test_sets_add_up_until_none_is_wanted(write):
+    write(MINIMAL + "evaluate: {sets: {lfw: lfw.bin}}\n", "base.yaml")
+    path = write("extends: base.yaml\nevaluate: {sets: {own: own.bin}}\n")
+    assert load_config(path).evaluate.sets == {"lfw": "lfw.bin", "own": "own.bin"}
+    assert load_config(path, ["evaluate.sets={}"]).evaluate.sets == {}
+    path = write("extends: base.yaml\nevaluate: {sets: {}}\n")
+    assert load_config(path, ["evaluate.sets.own=own.bin"]).evaluate.sets == {"own": "own.bin"}
+
+
 def test_a_named_margin_starts_anew(write):
     path = write(MINIMAL + "margin: {name: kappaface, temperature: 0.3}\n")
     assert load_config(path).margin["temperature"] == 0.3
