@@ -45,7 +45,9 @@ class Backbone:
     # Recompute activations in the backward pass, less memory: true, false, or stages as [1, 2]
     checkpointing: Any = False
     channels_last: bool = False  # memory format of images and convolutions
-    compile: bool = False  # by torch.compile: a minute or more at the start
+    # By torch.compile, minutes at the start: true, false, or its mode: reduce-overhead (CUDA graphs
+    # spare the host) | max-autotune (these too, and kernels chosen by trying)
+    compile: Any = False
     sync_batchnorm: bool = False  # statistics of all ranks' images; GPUs only
     gradient_dtype: str = "fp32"  # fp32 | bf16: of the gradients that the ranks exchange
     static_graph: bool = False  # DDP need not look at the graph of every step
@@ -140,6 +142,7 @@ CHOICES = {
     "data.augment": ("none", "flip", "adaface", "strong"),
     "head.dtype": ("fp32", "bf16"),
     "head.momentum_dtype": ("fp32", "bf16"),
+    "backbone.compile": (True, False, "reduce-overhead", "max-autotune"),
     "backbone.gradient_dtype": ("fp32", "bf16"),
     "optimizer.name": ("sgd", "adamw", "lamb"),
     "optimizer.implementation": ("torch", "apex"),
@@ -180,7 +183,8 @@ def check_config(config: Config) -> None:
 
     for key, choices in CHOICES.items():
         if value(key) not in choices:
-            raise ValueError(f"{key} is {value(key)!r}: choose one of {', '.join(choices)}")
+            words = ", ".join(str(choice).lower() for choice in choices)
+            raise ValueError(f"{key} is {value(key)!r}: choose one of {words}")
     for key in AT_LEAST_ONE:
         if value(key) is not None and value(key) < 1:
             raise ValueError(f"{key} is {value(key)}: it must be at least 1")

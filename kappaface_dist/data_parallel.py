@@ -70,10 +70,32 @@ def _start(exchange: _Exchange, bucket: dist.GradBucket) -> torch.futures.Future
     return future
 
 
+class CudaGraphs(nn.Module):
+    """A network that was compiled into CUDA graphs; what it returns outlives the next call.
+
+    A replay writes its results where the one before it did: the micro-batches' embeddings, which
+    wait for each other where they are cached, would all become the last one.
+    """
+
+    def __init__(self, compiled: nn.Module):
+        super().__init__()
+        self.compiled = compiled
+
+    def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        # A step that ended before its backward pass (a loss that is not finite) must not count on.
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(image_B3HW).clone()
+
+
+def has_cuda_graphs(compiled: bool | str) -> bool:
+    """Whether the compiled backbone's memory, its gradients too, is that of CUDA graphs."""
+    return isinstance(compiled, str)
+
+
 def wrap_backbone(
     network: nn.Module,
     *,
-    compiled: bool = False,
+    compiled: bool | str = False,
     gradient_dtype: torch.dtype = torch.float32,
     static_graph: bool = False,
     bucket_megabytes: float = 25.0,
@@ -83,7 +105,7 @@ def wrap_backbone(
     Running statistics are not exchanged in training: evaluation and checkpoints take rank 0's.
 
     Args:
-        compiled: by torch.compile.
+        compiled: by torch.compile; a string is its mode, one of those that use CUDA graphs.
         gradient_dtype: of the gradients that the ranks exchange: float32, or bfloat16 for half the
             bytes; each rank's share is rounded to 8 bits, the sum over ranks too.
         static_graph: tell DDP that every step uses the same parameters in the same order.
@@ -97,10 +119,13 @@ def wrap_backbone(
         on_cpu = next(network.parameters()).device.type == "cpu"
         if on_cpu and shutil.which("g++") is None and shutil.which("clang++") is None:
             raise RuntimeError(
-                "backbone.compile is true, but there is no C++ compiler (g++) for it: install one,"
-                " or set it to false"
+                f"backbone.compile is {str(compiled).lower()}, but there is no C++ compiler (g++)"
+                " for it: install one, or set it to false"
             )
-        backbone = torch.compile(backbone, dynamic=False)  # type: ignore[assignment]
+        mode = compiled if isinstance(compiled, str) else None
+        backbone = torch.compile(backbone, dynamic=False, mode=mode)  # type: ignore[assignment]
+        if has_cuda_graphs(compiled):
+            backbone = CudaGraphs(backbone)
     if parallel.world_size() == 1:
         return backbone
     # torch 2.13 renames this option; older versions know the old name only.

@@ -87,7 +87,8 @@ def call_on_ranks(
     """Call function(rank, arguments, port) in num_ranks processes of this machine and wait.
 
     Each begins with `take_rank`. For one rank, or where torchrun has started the processes already,
-    function is called here, with rank 0 and port None.
+    function is called here, with rank 0 and port None. A ValueError or RuntimeError of a process
+    comes out of here as such.
     """
     if num_ranks == 1 or "WORLD_SIZE" in os.environ:
         function(0, arguments, None)
@@ -95,7 +96,14 @@ def call_on_ranks(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(function, (arguments, port), nprocs=num_ranks)
+    try:
+        mp.spawn(function, (arguments, port), nprocs=num_ranks)
+    except mp.ProcessRaisedException as error:
+        # A user's mistake, or a fault of the environment, is one line here too.
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind in ("ValueError", "RuntimeError"):
+            raise (ValueError if kind == "ValueError" else RuntimeError)(message) from error
+        raise
 
 
 def stop() -> None:

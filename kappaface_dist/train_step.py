@@ -21,7 +21,7 @@ from kappaface_dist.backbones.layers import running_statistics_kept
 from kappaface_dist.build import DTYPES, Job
 from kappaface_dist.data.counter_random import mix64
 from kappaface_dist.data.loader import Batch
-from kappaface_dist.data_parallel import DataParallel
+from kappaface_dist.data_parallel import DataParallel, has_cuda_graphs
 
 Phase = Callable[[str], AbstractContextManager]
 PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
@@ -54,6 +54,10 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr * backbone_factor
     optimizer.zero_grad(set_to_none=True)
+    if len(batches) > 1 and has_cuda_graphs(job.config.backbone.compile):
+        # Otherwise the first micro-batch's gradient would stay where the next replay writes.
+        for parameter in job.network.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase, frozen)
     cached = job.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()

@@ -6,6 +6,7 @@ torchrun the processes are those of torchrun.
 """
 
 import argparse
+import math
 import resource
 import statistics
 import time
@@ -49,18 +50,34 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All variants of one configuration."""
+def wanted_variants(arguments: argparse.Namespace) -> dict[str, Config]:
+    """The configurations to measure, by name.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    for name in ("ranks", "steps"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} is {getattr(arguments, name)}: it must be at least 1")
+    if not arguments.ranks <= arguments.classes < math.inf:
+        raise ValueError(
+            f"--classes is {arguments.classes:g} for {arguments.ranks} ranks: each must own one at"
+            " least"
+        )
     config = load_config(arguments.config, arguments.overrides)
-    cost = network_cost(config)
-    on_gpu = device.type == "cuda"
-    configs = variants(
-        config, compiled=not arguments.no_compile, plain_precision="fp16" if on_gpu else "fp32"
-    )
+    configs = variants(config, compiled=not arguments.no_compile, on_gpu=arguments.device == "cuda")
     wanted = {"plain", "config", *(arguments.only or configs)}
     if unknown := wanted - set(configs):
         raise ValueError(f"--only names {sorted(unknown)}, known are {', '.join(configs)}")
-    configs = {name: found for name, found in configs.items() if name in wanted}
+    return {name: found for name, found in configs.items() if name in wanted}
+
+
+def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All variants of one configuration."""
+    configs = wanted_variants(arguments)
+    config = configs["config"]
+    cost = network_cost(config)
+    on_gpu = device.type == "cuda"
     peak = product_flops(device, DTYPES[config.precision])
     sides = measure(configs, int(arguments.classes), device, arguments.steps)
     report: dict[str, Any] = {
@@ -79,8 +96,9 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         found["speedup"] = plain / found["seconds"]
     report["shares"] = shares(sides["config"], config)
     report["calibration"] = rates(sides["config"], cost)
-    report["peak_bytes"] = (
-        torch.cuda.max_memory_allocated()
+    # Of all variants together; on a GPU each has a peak_bytes of its own.
+    report["peak_process_bytes"] = (
+        torch.cuda.max_memory_reserved()
         if on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
@@ -154,6 +172,7 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
 
 def main() -> None:
     arguments = parse_arguments()
+    wanted_variants(arguments)  # a mistake is told once, not by every process
     parallel.call_on_ranks(run_rank, arguments, arguments.ranks)
 
 

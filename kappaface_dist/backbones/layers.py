@@ -42,6 +42,10 @@ def run_block(block: nn.Module, x_BX: torch.Tensor, *, checkpointing: bool) -> t
 
 
 def _checkpointed(block: nn.Module, x_BX: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        # The compiler repeats single operations, never what they change: running statistics count
+        # once, and it refuses a context of ours.
+        return checkpoint(block, x_BX, use_reentrant=False)
     return checkpoint(
         block,
         x_BX,

@@ -21,7 +21,14 @@ from kappaface_dist.train_step import PHASES, train_step
 
 WARM_UP_STEPS = 3
 # The plain step that everyone runs: eager, one memory format, exchanged in fp32.
-PLAIN = {"compile": False, "channels_last": False, "gradient_dtype": "fp32", "static_graph": False}
+PLAIN = {
+    "compile": False,
+    "channels_last": False,
+    "gradient_dtype": "fp32",
+    "static_graph": False,
+    "sync_batchnorm": False,
+    "checkpointing": False,
+}
 
 
 def with_switches(config: Config, precision: str | None = None, **switches: Any) -> Config:
@@ -30,16 +37,19 @@ def with_switches(config: Config, precision: str | None = None, **switches: Any)
     return dataclasses.replace(config, backbone=backbone, precision=precision or config.precision)
 
 
-def variants(config: Config, *, compiled: bool, plain_precision: str) -> dict[str, Config]:
+def variants(config: Config, *, compiled: bool, on_gpu: bool) -> dict[str, Config]:
     """The plain step, each switch alone on top of it, and the configuration as it is."""
-    plain = with_switches(config, plain_precision, **PLAIN)
+    plain = with_switches(config, "fp16" if on_gpu else "fp32", **PLAIN)
     found = {
         "plain": plain,
         "channels_last": with_switches(plain, channels_last=True),
         "bf16": with_switches(plain, "bf16"),
         "channels_last+bf16": with_switches(plain, "bf16", channels_last=True),
         "gradient_bf16": with_switches(plain, gradient_dtype="bf16"),
+        "checkpointing": with_switches(plain, checkpointing=True),
     }
+    if on_gpu:
+        found["sync_batchnorm"] = with_switches(plain, sync_batchnorm=True)
     if config.optimizer.accumulate == 1:
         found["static_graph"] = with_switches(plain, static_graph=True)
     if compiled:
@@ -47,6 +57,10 @@ def variants(config: Config, *, compiled: bool, plain_precision: str) -> dict[st
         found["compile+channels_last+bf16"] = with_switches(
             plain, "bf16", compile=True, channels_last=True
         )
+        if on_gpu:
+            found["cuda_graphs+channels_last+bf16"] = with_switches(
+                plain, "bf16", compile="reduce-overhead", channels_last=True
+            )
     return found | {"config": config}
 
 
@@ -59,12 +73,14 @@ class Side:
         self.device = device
         self.position = 0
         self.seconds: list[float] = []
+        self.held_bytes, self.step_bytes = 0, 0  # on a GPU: between steps, and at most beyond it
         self.parts: dict[str, list[float]] = {name: [] for name in PHASES}
 
     def step(self, *, timed: bool, parts: bool = False) -> None:
         """One step; with `parts` every part of it is waited for, and timed."""
         parallel.barrier()
         self._wait()
+        before = allocated_bytes(self.device)
         started = time.perf_counter()
         phase = self._phase if parts else record_function
         train_step(self.job, self.batches, 1e-3, self.position, phase=phase)
@@ -72,6 +88,7 @@ class Side:
         own = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=self.device)
         self.position += self.job.global_batch
         if timed:
+            self.step_bytes = max(self.step_bytes, peak_bytes(self.device) - before)
             self.seconds.append(parallel.all_reduce_max(own).item())
 
     def seconds_without_exchange(self) -> float:
@@ -99,14 +116,30 @@ class Side:
             torch.cuda.synchronize(self.device)
 
 
+def allocated_bytes(device: torch.device) -> int:
+    """Bytes of tensors on a GPU; the most of them is counted anew from here on. 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most bytes of tensors on a GPU since `allocated_bytes` was last called; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
 def measure(
     configs: dict[str, Config], num_classes: int, device: torch.device, num_steps: int
 ) -> dict[str, Side]:
     """num_steps timed steps of each variant, the variants taking turns; collective."""
-    sides = {name: Side(config, num_classes, device) for name, config in configs.items()}
-    for side in sides.values():
+    sides = {}
+    for name, config in configs.items():
+        before = allocated_bytes(device)
+        side = sides[name] = Side(config, num_classes, device)
         for _ in range(WARM_UP_STEPS):
             side.step(timed=False)
+        side.held_bytes = allocated_bytes(device) - before
     for _ in range(num_steps):
         for side in sides.values():
             side.step(timed=True)
@@ -124,6 +157,7 @@ def summary(side: Side, cost: Cost, peak_flops: float) -> dict[str, Any]:
             checkpointing or cached embeddings repeat.
     """
     seconds = statistics.median(side.seconds)
+    memory = {"peak_bytes": side.held_bytes + side.step_bytes} if side.held_bytes else {}
     rank_flops = side.job.global_batch / parallel.world_size() * cost.training_flops
     return {
         "seconds": seconds,
@@ -131,6 +165,7 @@ def summary(side: Side, cost: Cost, peak_flops: float) -> dict[str, Any]:
         "images_per_second": side.job.global_batch / seconds,
         "utilisation": rank_flops / seconds / peak_flops,
         "part_seconds": part_seconds(side),
+        **memory,
     }
 
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.data_parallel import DataParallel, wrap_backbone
+from kappaface_dist.backbones.iresnet import Block
+from kappaface_dist.backbones.layers import run_block, running_statistics_kept
+from kappaface_dist.data_parallel import CudaGraphs, DataParallel, wrap_backbone
 from kappaface_dist.planning.count_collectives import CountCollectives
 from tests.processes import run_on_ranks
 
@@ -115,16 +117,62 @@ def test_a_static_graph_gives_the_same():
         np.testing.assert_array_equal(found[name], gradient, err_msg=name)
 
 
-def test_compiled_is_the_same_network():
-    """A small part of a network: compiling a whole one takes a minute."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4))
-    compiled = wrap_backbone(network, compiled=True)
-    assert isinstance(compiled, torch._dynamo.eval_frame.OptimizedModule)
+class Part(nn.Module):
+    """A block of a network, where compiling a whole one takes a minute."""
+
+    def __init__(self, checkpointing):
+        super().__init__()
+        self.block = Block(3, 4, 2, nn.BatchNorm2d, drop_path_rate=0.0)
+        self.checkpointing = checkpointing
+
+    def forward(self, image_B3HW):
+        return run_block(self.block, image_B3HW, checkpointing=self.checkpointing)
+
+
+def block_steps(compiled, checkpointing=False):
+    """(output, gradients, buffers) of two steps, how many graphs were compiled, what is called."""
+    torch.manual_seed(0)
+    network = Part(checkpointing)
+    backbone = wrap_backbone(network, compiled=compiled)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    network.eval()
-    found = compiled(images())
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    torch.testing.assert_close(found, network(images()), rtol=1e-4, atol=1e-5)
+    for _ in range(2):
+        with torch.no_grad(), running_statistics_kept(network):
+            backbone(images())  # as where embeddings are cached
+        output = backbone(images())
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+        (output * weight).sum().backward()
+    gradients = {n: p.grad for n, p in network.named_parameters()}
+    num_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return (output.detach(), gradients, dict(network.named_buffers())), num_graphs, backbone
+
+
+@pytest.mark.parametrize(
+    ("compiled", "checkpointing"),
+    [(True, False), (True, True), ("reduce-overhead", False), ("max-autotune", False)],
+)
+def test_compiled_is_the_same_network(compiled, checkpointing):
+    expected, no_graphs, _ = block_steps(False)
+    found, num_graphs, backbone = block_steps(compiled, checkpointing)
+    # With and without gradients.
+    assert (no_graphs, num_graphs) == (0, 2)
+    assert isinstance(backbone, CudaGraphs) == (compiled is not True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert found[2]["block.bn1.num_batches_tracked"] == 2
+
+
+def test_results_of_cuda_graphs_outlive_the_next_call():
+    class Replay(nn.Module):
+        """Writes into the same memory every time, as a CUDA graph does."""
+
+        memory = torch.zeros(2)
+
+        def forward(self, x):
+            return self.memory.copy_(x)
+
+    backbone = CudaGraphs(Replay())
+    first, second = backbone(torch.ones(2)), backbone(torch.zeros(2))
+    assert (first.tolist(), second.tolist()) == ([1.0, 1.0], [0.0, 0.0])
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

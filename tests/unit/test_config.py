@@ -74,6 +74,7 @@ def test_what_is_written_reads_back(write):
         ("optimizer.accumulate=0", "optimizer.accumulate is 0: it must be at least 1"),
         ("optimizer.cache_embeddings=true", "there is nothing to cache"),
         ("backbone.gradient_dtype=fp16", "choose one of fp32, bf16"),
+        ("backbone.compile=fast", "choose one of true, false, reduce-overhead, max-autotune"),
         ("backbone.bucket_megabytes=0", "backbone.bucket_megabytes is 0.0: it must be above 0"),
     ],
 )
