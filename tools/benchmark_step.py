@@ -20,13 +20,13 @@ from kappaface_dist.build import DTYPES, new_loader
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.planning.calibration import measured_rates
 from kappaface_dist.planning.plan import network_cost
 from kappaface_dist.planning.step_benchmark import (
     Side,
     measure,
     part_seconds,
     product_flops,
-    rates,
     summary,
     variants,
 )
@@ -95,7 +95,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     for found in report["variants"].values():
         found["speedup"] = plain / found["seconds"]
     report["shares"] = shares(sides["config"], config)
-    report["calibration"] = rates(sides["config"], cost)
+    report["calibration"] = measured_rates(sides["config"], cost)
     # Of all variants together; on a GPU each has a peak_bytes of its own.
     report["peak_process_bytes"] = (
         torch.cuda.max_memory_reserved()
@@ -114,7 +114,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
     parts = part_seconds(side)
     exchange = max(statistics.median(side.seconds) - side.seconds_without_exchange(), 0.0)
     seconds = {
-        "backbone": parts["backbone_forward"] + parts["backward"] - exchange,
+        "backbone": parts["backbone_forward"] + parts["backward"],
         "head": parts["head_forward"] + parts["head_step"],
         "communication": exchange,
         "optimizer": parts["optimizer"],

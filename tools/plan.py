@@ -11,10 +11,11 @@ from kappaface_dist import commands
 from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import Plan, make_plan, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
-from kappaface_dist.planning.step_time import DEVICES, calibrated
+from kappaface_dist.planning.step_time import DEVICES
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +33,8 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="JSON",
-        help="report of benchmark_step.py or benchmark_head.py from such a machine",
+        help="report of benchmark_step.py for this network, or of benchmark_head.py, from such a"
+        " machine with as many processes",
     )
     parser.add_argument("--json", help="file for the report, - for standard output")
     return parser.parse_intermixed_args()

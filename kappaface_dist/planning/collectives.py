@@ -33,21 +33,28 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
     """
     if num_ranks == 1:
         return []
-    k, cached = config.optimizer.accumulate, config.optimizer.cache_embeddings
-    images = config.data.batch_size * (k if cached else 1)
-    size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
-    head = [
-        # A label of eight bytes travels behind its embedding.
-        PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + 8)),
-        PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
-        PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
-    ]
     number = 2 if config.backbone.gradient_dtype == "bf16" else 4
     buckets = bucket_sizes(trained_sizes, config.backbone.bucket_megabytes)
     gradients = [
         PlannedCall("gradient_all_reduce", "all_reduce", bucket * number) for bucket in buckets
     ]
-    return head * (1 if cached else k) + gradients
+    passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
+    return head_calls(config, num_ranks) * passes + gradients
+
+
+def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
+    """The collectives of one pass of the head."""
+    if num_ranks == 1:
+        return []
+    cached = config.optimizer.cache_embeddings
+    images = config.data.batch_size * (config.optimizer.accumulate if cached else 1)
+    size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
+    return [
+        # A label of eight bytes travels behind its embedding.
+        PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + 8)),
+        PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
+        PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
+    ]
 
 
 def bucket_sizes(trained_sizes: list[int], bucket_megabytes: float) -> list[int]:

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from torch.profiler import record_function
 from kappaface_dist import parallel
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config import Config
-from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
-from kappaface_dist.planning.memory import JobSize, micro_batch_images
 from kappaface_dist.train_step import PHASES, train_step
 
 WARM_UP_STEPS = 3
@@ -83,25 +81,35 @@ class Side:
         before = allocated_bytes(self.device)
         started = time.perf_counter()
         phase = self._phase if parts else record_function
+        self._parts = dict.fromkeys(PHASES, 0.0)
         train_step(self.job, self.batches, 1e-3, self.position, phase=phase)
         self._wait()
         own = torch.tensor([time.perf_counter() - started], dtype=torch.float64, device=self.device)
         self.position += self.job.global_batch
+        if parts:
+            for name, value in self._parts.items():
+                self.parts[name].append(value)
         if timed:
             self.step_bytes = max(self.step_bytes, peak_bytes(self.device) - before)
             self.seconds.append(parallel.all_reduce_max(own).item())
 
     def seconds_without_exchange(self) -> float:
         """Of a step whose gradients stay on their rank."""
-        backbone = self.job.backbone
-        if not isinstance(backbone, DistributedDataParallel):
+        if not isinstance(self.job.backbone, DistributedDataParallel):
             return statistics.median(self.seconds)
         kept, self.seconds = self.seconds, []
-        with backbone.no_sync():
+        with self.without_exchange():
             for _ in range(len(kept)):
                 self.step(timed=True)
         alone, self.seconds = self.seconds, kept
         return statistics.median(alone)
+
+    def without_exchange(self) -> AbstractContextManager:
+        """Inside, gradients stay on their rank."""
+        backbone = self.job.backbone
+        return (
+            backbone.no_sync() if isinstance(backbone, DistributedDataParallel) else nullcontext()
+        )
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -109,7 +117,7 @@ class Side:
         started = time.perf_counter()
         yield
         self._wait()
-        self.parts[name].append(time.perf_counter() - started)
+        self._parts[name] += time.perf_counter() - started
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -145,7 +153,8 @@ def measure(
             side.step(timed=True)
     for _ in range(max(num_steps // 2, 3)):
         for side in sides.values():
-            side.step(timed=False, parts=True)
+            with side.without_exchange():
+                side.step(timed=False, parts=True)
     return sides
 
 
@@ -170,27 +179,11 @@ def summary(side: Side, cost: Cost, peak_flops: float) -> dict[str, Any]:
 
 
 def part_seconds(side: Side) -> dict[str, float]:
-    """Seconds of a step in each part. Each part is waited for, so their sum exceeds a step's."""
-    num_steps = len(side.parts["optimizer"])
-    return {name: sum(found) / num_steps for name, found in side.parts.items()}
+    """Seconds of a step in each part, without DDP's exchange.
 
-
-def rates(side: Side, cost: Cost) -> dict[str, float]:
-    """Measured rates in the form that `step_time.calibrated` reads."""
-    job, config, parts = side.job, side.job.config, part_seconds(side)
-    images = config.data.batch_size * config.optimizer.accumulate
-    cached = config.optimizer.cache_embeddings
-    repeats = 1.0 + (bool(config.backbone.checkpointing) + cached) / 3
-    backbone = parts["backbone_forward"] + parts["backward"]
-    micro = micro_batch_images(config, JobSize(job.head.num_classes, 1, parallel.world_size()))
-    passes = 1 if cached else config.optimizer.accumulate
-    rows = sample_size(len(job.head.classes), config.head.sample_rate, micro)
-    kept = min(1.0, config.head.logit_cache_bytes / (2 * micro * rows))
-    flops = 2 * micro * rows * config.backbone.embedding_size * (4 - kept) * passes
-    return {
-        "backbone_flops": images * cost.training_flops * repeats / backbone,
-        "head_flops": flops / (parts["head_forward"] + parts["head_step"]),
-    }
+    Each part is waited for, so that their sum exceeds a step's without exchange.
+    """
+    return {name: statistics.median(found) for name, found in side.parts.items()}
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,15 +1,13 @@
 """Seconds of a step by item, from rates of the device or from measured ones.
 
-A rough model, not a measurement: sums of work over rate. Give plan.py a calibration file that the
-benchmark tools wrote on the machine for numbers to rely on.
+A rough model, not a measurement: sums of work over rate. Give plan.py a calibration file that
+benchmark_step.py wrote for the same network on such a machine, for numbers to rely on.
 Shapes: B images of a micro-batch on this rank, G on all N ranks, K rows of this rank in use, D
 embedding size.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config import Config
@@ -22,9 +20,8 @@ GIGA, TERA = 1e9, 1e12
 PRODUCT_SHARE = 0.6
 # A saved activation is written and read about so often by the operators around it.
 PASSES_OVER_ACTIVATIONS = 7
-# Share of the backward pass that DDP's exchange can hide behind.
-HIDDEN_SHARE = 0.6
-SECONDS_PER_COLLECTIVE = 20e-6
+# Share of the backward pass that DDP's exchange can hide behind; on a CPU both need the cores.
+HIDDEN_SHARE = {"cuda": 0.6, "cpu": 0.0}
 RANKS_PER_NODE = 8
 
 
@@ -38,7 +35,11 @@ class Device:
         node_bytes: between devices of a node, each way.
         network_bytes: between nodes, for each device.
         decoded_images: that its share of the host's cores delivers.
-        backbone_flops, head_flops: measured rates of the whole part; 0: by the model.
+        collective_seconds: of one that moves hardly anything.
+        backbone_flops: measured for forward and backward pass; 0: by the model.
+        optimizer_bytes: measured for gradients, parameters and state; 0: by the model.
+        head_flops, head_bytes: measured for its products, for its rows' state; 0: by the model.
+        head_fixed_seconds: of a micro-batch, whatever the number of classes.
         kind: cpu or cuda, for the sizes of the head's chunks.
     """
 
@@ -49,8 +50,12 @@ class Device:
     node_bytes: float
     network_bytes: float
     decoded_images: float = 8000.0
+    collective_seconds: float = 20e-6
     backbone_flops: float = 0.0
+    optimizer_bytes: float = 0.0
     head_flops: float = 0.0
+    head_bytes: float = 0.0
+    head_fixed_seconds: float = 0.0
     kind: str = "cuda"
 
 
@@ -69,31 +74,6 @@ DEVICES = {
 }
 
 
-def calibrated(device: Device, paths: list[str]) -> Device:
-    """The device with the rates in the reports of benchmark_step.py or benchmark_head.py.
-
-    Raises:
-        ValueError: a file is no such report.
-    """
-    known = {field.name for field in fields(Device)} - {"kind"}
-    for path in paths:
-        try:
-            report = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"calibration {path} cannot be read: {error}") from error
-        rates = report.get("calibration", {})
-        if "ps_per_logit" in report.get("streaming", {}):  # of benchmark_head.py
-            logit_flops = 6 * report["embedding"]
-            rates = {"head_flops": logit_flops / (report["streaming"]["ps_per_logit"] * 1e-12)}
-        if not rates or not set(rates) <= known:
-            raise ValueError(
-                f"calibration {path} holds no rates, expected a JSON report of benchmark_step.py"
-                " or benchmark_head.py"
-            )
-        device = replace(device, **rates)
-    return device
-
-
 def step_seconds(
     config: Config,
     size: JobSize,
@@ -105,8 +85,7 @@ def step_seconds(
     """Seconds by item; communication and data only as far as nothing else hides them."""
     accumulate, cached = config.optimizer.accumulate, config.optimizer.cache_embeddings
     images = config.data.batch_size * accumulate
-    # Forward is a third of the work; what is run twice adds another.
-    repeats = 1.0 + (bool(config.backbone.checkpointing) + cached) / 3
+    repeats = backbone_repeats(config)
     if device.backbone_flops:
         backbone = images * cost.training_flops * repeats / device.backbone_flops
     else:
@@ -116,7 +95,9 @@ def step_seconds(
         backbone = products + traffic / device.memory_bandwidth
     head = head_seconds(config, size, device) * (1 if cached else accumulate)
     # Read parameters, gradients and state, write parameters and state.
-    updated = 5 * memory["backbone_gradients"] + memory["optimizer_workspace"]
+    updated = 5 * memory["backbone_gradients"]
+    if not device.optimizer_bytes:
+        updated += memory["optimizer_workspace"]
     communication = [call_seconds(call, size.num_ranks, device) for call in calls]
     gradient = sum(
         seconds
@@ -124,11 +105,11 @@ def step_seconds(
         if call.item == "gradient_all_reduce"
     )
     # Only the last micro-batch's backward pass has an exchange to hide.
-    hidden = min(gradient, HIDDEN_SHARE * backbone * 2 / 3 / accumulate)
+    hidden = min(gradient, HIDDEN_SHARE[device.kind] * backbone * 2 / 3 / accumulate)
     seconds = {
         "backbone": backbone,
         "head": head,
-        "optimizer": updated / device.memory_bandwidth,
+        "optimizer": updated / (device.optimizer_bytes or device.memory_bandwidth),
         "communication": sum(communication) - hidden,
     }
     return seconds | {"data_wait": max(images / device.decoded_images - sum(seconds.values()), 0.0)}
@@ -139,13 +120,29 @@ def head_seconds(config: Config, size: JobSize, device: Device) -> float:
     images = micro_batch_images(config, size)
     rows = sample_size(size.classes_per_rank, config.head.sample_rate, images)
     embedding = config.backbone.embedding_size
-    # Logits, embedding gradient, centre gradient; and the logits again where they are not kept.
-    kept = min(1.0, config.head.logit_cache_bytes / (2 * images * rows))
-    flops = 2 * images * rows * embedding * (4 - kept)
+    flops = head_flops(images, rows, embedding, config.head.logit_cache_bytes)
     half = config.head.dtype == "bf16" and device.kind == "cuda"
     model = PRODUCT_SHARE * (device.half_flops if half else device.flops)
-    traffic = 5 * 4 * rows * embedding
-    return flops / (device.head_flops or model) + traffic / device.memory_bandwidth
+    products = flops / (device.head_flops or model)
+    traffic = head_traffic(rows, embedding) / (device.head_bytes or device.memory_bandwidth)
+    return products + traffic + device.head_fixed_seconds
+
+
+def head_flops(num_images: int, rows: int, embedding_size: int, cache_bytes: int) -> float:
+    """Logits, embedding gradient, centre gradient; and the logits again where they are not kept."""
+    kept = min(1.0, cache_bytes / (2 * num_images * rows)) if rows else 0.0
+    return 2 * num_images * rows * embedding_size * (4 - kept)
+
+
+def head_traffic(rows: int, embedding_size: int) -> float:
+    """Bytes of centres and momentum: read for logits, for the gradient and the update; written."""
+    return 5 * 4 * rows * embedding_size
+
+
+def backbone_repeats(config: Config) -> float:
+    """Work of a step to that of forward and backward: a forward pass more is a third of it."""
+    twice = bool(config.backbone.checkpointing) + config.optimizer.cache_embeddings
+    return 1.0 + twice / 3
 
 
 def call_seconds(call: PlannedCall, num_ranks: int, device: Device) -> float:
@@ -153,4 +150,4 @@ def call_seconds(call: PlannedCall, num_ranks: int, device: Device) -> float:
     link = device.node_bytes if num_ranks <= RANKS_PER_NODE else device.network_bytes
     share = (num_ranks - 1) / num_ranks
     rounds = {"all_gather": num_ranks, "reduce_scatter": 1, "all_reduce": 2}[call.name]
-    return SECONDS_PER_COLLECTIVE + call.num_bytes * rounds * share / link
+    return device.collective_seconds + call.num_bytes * rounds * share / link

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from kappaface_dist.config_file import load_config
+from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.collectives import bucket_sizes
 from kappaface_dist.planning.memory import JobSize, memory_items
 from kappaface_dist.planning.plan import make_plan, planned_calls, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.rehearsal import rehearse
-from kappaface_dist.planning.step_time import DEVICES, calibrated
+from kappaface_dist.planning.step_time import DEVICES, head_seconds
 from tests.commands import python
 
 CPU = torch.device("cpu")
@@ -120,6 +121,26 @@ def test_time_follows_the_rates(load, tmp_path):
     assert plan.seconds_in_all == pytest.approx(1_000_000 / speed)
     path.write_text('{"classes": 3}')
     with pytest.raises(ValueError, match="holds no rates, expected a JSON report"):
+        calibrated(DEVICES["h200"], [str(path)])
+
+
+def test_the_head_takes_what_its_benchmark_took(load, tmp_path):
+    """The report of benchmark_head.py, with sampling and a cache of some logits."""
+    overrides = ["head.sample_rate=0.1", "head.logit_cache_bytes=1000000", "data.batch_size=64"]
+    sizes = {"classes": 80_000, "ranks": 2, "batch": 128, "embedding": 16}
+    settings = {"sample_rate": 0.1, "logit_cache_bytes": 1_000_000}
+    report = {**sizes, **settings, "streaming": {"seconds": 0.123}}
+    path = tmp_path / "head.json"
+    path.write_text(json.dumps(report))
+    device = calibrated(DEVICES["h200"], [str(path)])
+    seconds = head_seconds(load(*overrides), JobSize(80_000, 1, 2), device)
+    assert seconds == pytest.approx(0.123, rel=1e-6)
+    for content in ('{"calibration": {"head_flops": -1}}', '{"calibration": {"flops": "fast"}}'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="expected a rate above 0"):
+            calibrated(DEVICES["h200"], [str(path)])
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="holds no rates"):
         calibrated(DEVICES["h200"], [str(path)])
 
 
