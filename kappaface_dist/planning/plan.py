@@ -112,19 +112,25 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
     if half:
         both = dataclasses.replace(config.optimizer, accumulate=2 * config.optimizer.accumulate)
         smaller = dataclasses.replace(changed("data", batch_size=half), optimizer=both)
-        candidates[f"data.batch_size={half} optimizer.accumulate={both.accumulate}"] = smaller
+        text = f"data.batch_size={half} optimizer.accumulate={both.accumulate}"
+        if config.backbone.static_graph:
+            text += " backbone.static_graph=false"
+        candidates[text] = smaller
     if config.precision == "fp32":
         candidates["precision=bf16"] = dataclasses.replace(config, precision="bf16")
-    if config.optimizer.name == "adamw":
-        candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
-    else:
+    if config.optimizer.name == "sgd":
         candidates["head.momentum_dtype=bf16"] = changed("head", momentum_dtype="bf16")
+    else:
+        candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
     if config.head.logit_cache_bytes:
         candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
     if config.margin.get("name") == "kappaface":
-        candidates["margin.name=arcface"] = dataclasses.replace(
-            config, margin={"name": "arcface", "scale": config.margin.get("scale", 64.0)}
+        candidates["margin.statistic=target_cosine"] = dataclasses.replace(
+            config, margin=config.margin | {"statistic": "target_cosine"}
         )
+        scale = {key: config.margin[key] for key in ("scale",) if key in config.margin}
+        text = " ".join(["margin.name=arcface", *(f"margin.scale={v}" for v in scale.values())])
+        candidates[text] = dataclasses.replace(config, margin={"name": "arcface"} | scale)
     now = sum(memory_items(config, size, device.kind).values())
     totals = {
         text: sum(memory_items(other, size, device.kind).values())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kappaface_dist.config_file import load_config
+from kappaface_dist.head import build_margin
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.collectives import bucket_sizes
 from kappaface_dist.planning.memory import JobSize, memory_items
@@ -98,7 +99,53 @@ def test_the_largest_number_of_classes_is_where_it_stops_fitting(load):
             assert make_plan(config, JobSize(num_classes, 1, 8), device).fits == fits
         advice = dict(remedies(config, JobSize(2 * largest, 1, 8), device))
     # Statistics of kappaface cost about a third, momentum in bf16 saves a sixth.
-    assert list(advice) == ["margin.name=arcface", "head.momentum_dtype=bf16"]
+    assert list(advice) == [
+        "margin.name=arcface",
+        "margin.statistic=target_cosine",
+        "head.momentum_dtype=bf16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        # 20,000 classes of a rank times D = 64: the state of the classes is what is large.
+        (["data.batch_size=4", "backbone.embedding_size=64"], "margin.statistic=target_cosine"),
+        (
+            [
+                "optimizer.name=lamb",
+                "optimizer.implementation=apex",
+                "head.logit_cache_bytes=2000000",
+            ],
+            "optimizer.name=sgd",
+        ),
+        # Here it is the activations; DDP cannot accumulate with a static graph.
+        (
+            ["data.batch_size=32", "backbone.static_graph=true", "margin.scale=32"],
+            "data.batch_size=16 optimizer.accumulate=2 backbone.static_graph=false",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_every_remedy_saves_what_it_says(load, overrides, named):
+    """Each is handed to the configuration's reader, as a user would, and planned again."""
+    size = JobSize(160_000, 1, 8)
+    with pretend_ranks(8):
+        advice = dict(remedies(load(*overrides), size, DEVICES["cpu"]))
+        now = sum(memory_items(load(*overrides), size).values())
+        assert named in advice
+        for text, total in advice.items():
+            changed = load(*overrides, *text.split())
+            assert sum(memory_items(changed, size).values()) == total < 0.98 * now, text
+            scales = {build_margin(**c.margin).scale for c in (load(*overrides), changed)}
+            assert len(scales) == 1, text
+
+
+def test_statistics_that_are_small_already_are_no_remedy(load):
+    with pretend_ranks(8):
+        config = load("margin.name=kappaface", "margin.statistic=target_cosine")
+        advice = dict(remedies(config, JobSize(160_000, 1, 8), DEVICES["cpu"]))
+    assert "margin.statistic=target_cosine" not in advice
 
 
 def test_buckets_are_filled_from_the_end():
