@@ -4,6 +4,7 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
             )
         catalog = open_catalog(config.data.train)
         classes, images = catalog.num_classes, images or catalog.num_images
-    if not 1 <= arguments.gpus <= classes:
+    if not 1 <= arguments.gpus <= classes < math.inf:
         raise ValueError(
-            f"--gpus is {arguments.gpus} for {classes:.0f} classes: each rank must own one at least"
+            f"--gpus is {arguments.gpus} for {classes:g} classes: each rank must own one at least"
         )
     # Without a number of images only the time in all is unknown; the field's sets have about 40.
     return JobSize(int(classes), int(images or 40 * classes), arguments.gpus)
@@ -103,7 +104,7 @@ def print_report(report: dict[str, Any]) -> None:
 def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config, arguments.overrides)
-    device = calibrated(DEVICES[arguments.gpu], arguments.calibration)
+    device = calibrated(DEVICES[arguments.gpu], arguments.calibration, config.backbone.name)
     size = job_size(config, arguments)
     with pretend_ranks(size.num_ranks):
         plan = make_plan(config, size, device)

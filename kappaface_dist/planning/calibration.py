@@ -43,11 +43,12 @@ SIZES = ("classes", "ranks", "batch", "embedding", "sample_rate", "logit_cache_b
 HEAD_REPORT = {*SIZES, "streaming"}
 
 
-def calibrated(device: Device, paths: list[str]) -> Device:
+def calibrated(device: Device, paths: list[str], backbone: str) -> Device:
     """The device with the rates in the reports of benchmark_step.py or benchmark_head.py.
 
     Raises:
-        ValueError: a file is no such report.
+        ValueError: a file is no such report, or one of another backbone: small and large networks
+            differ by a factor in what they make of the same device.
     """
     known = {field.name for field in fields(Device)} - {"kind"}
     for path in paths:
@@ -63,6 +64,11 @@ def calibrated(device: Device, paths: list[str]) -> Device:
             raise ValueError(
                 f"calibration {path} holds no rates, expected a JSON report of benchmark_step.py"
                 " or benchmark_head.py"
+            )
+        if report.get("backbone", backbone) != backbone:
+            raise ValueError(
+                f"calibration {path} was measured with {report['backbone']}, and backbone.name is"
+                f" {backbone}: run benchmark_step.py with this configuration"
             )
         for name, rate in rates.items():
             if not isinstance(rate, int | float) or not rate >= 0:

@@ -103,7 +103,7 @@ def planned_to_measured(jobs, num_ranks, report):
     """Planned seconds of a step over measured ones, of each job."""
     rates, measured = run_on_ranks(num_ranks if num_ranks > 1 else 0, measure_together, jobs)[0]
     report.write_text(json.dumps({"calibration": rates}))
-    device = calibrated(DEVICES["cpu"], [str(report)])
+    device = calibrated(DEVICES["cpu"], [str(report)], "tiny")
     ratios = []
     for (job, num_classes), seconds in zip(jobs, measured, strict=True):
         with pretend_ranks(num_ranks):

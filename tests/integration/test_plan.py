@@ -159,7 +159,7 @@ def test_time_follows_the_rates(load, tmp_path):
     path = tmp_path / "rates.json"
     path.write_text(json.dumps({"calibration": {"backbone_flops": 1e9, "head_flops": 2e9}}))
     with pretend_ranks(8):
-        plan = make_plan(config, size, calibrated(DEVICES["h200"], [str(path)]))
+        plan = make_plan(config, size, calibrated(DEVICES["h200"], [str(path)], "tiny"))
     # Three times forward for 32 images; 8 x 32 images, 12,500 rows, D = 16, four products.
     head = 2 * 256 * 12_500 * 16 * 4 / 2e9
     assert plan.step_seconds["head"] == pytest.approx(head, rel=0.01)
@@ -168,7 +168,7 @@ def test_time_follows_the_rates(load, tmp_path):
     assert plan.seconds_in_all == pytest.approx(1_000_000 / speed)
     path.write_text('{"classes": 3}')
     with pytest.raises(ValueError, match="holds no rates, expected a JSON report"):
-        calibrated(DEVICES["h200"], [str(path)])
+        calibrated(DEVICES["h200"], [str(path)], "tiny")
 
 
 def test_the_head_takes_what_its_benchmark_took(load, tmp_path):
@@ -179,16 +179,19 @@ def test_the_head_takes_what_its_benchmark_took(load, tmp_path):
     report = {**sizes, **settings, "streaming": {"seconds": 0.123}}
     path = tmp_path / "head.json"
     path.write_text(json.dumps(report))
-    device = calibrated(DEVICES["h200"], [str(path)])
+    device = calibrated(DEVICES["h200"], [str(path)], "tiny")
     seconds = head_seconds(load(*overrides), JobSize(80_000, 1, 2), device)
     assert seconds == pytest.approx(0.123, rel=1e-6)
     for content in ('{"calibration": {"head_flops": -1}}', '{"calibration": {"flops": "fast"}}'):
         path.write_text(content)
         with pytest.raises(ValueError, match="expected a rate above 0"):
-            calibrated(DEVICES["h200"], [str(path)])
+            calibrated(DEVICES["h200"], [str(path)], "tiny")
+    path.write_text('{"calibration": {"head_flops": 1e9}, "backbone": "r50"}')
+    with pytest.raises(ValueError, match=r"measured with r50, and backbone\.name is tiny"):
+        calibrated(DEVICES["h200"], [str(path)], "tiny")
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no rates"):
-        calibrated(DEVICES["h200"], [str(path)])
+        calibrated(DEVICES["h200"], [str(path)], "tiny")
 
 
 def test_the_commands(tmp_path):
