@@ -143,13 +143,14 @@ def head_rates(
     num_ranks = parallel.world_size()
     few = StreamingSide(made_up_head(config, FEW_ROWS * num_ranks, device))
     many = own
-    if len(own.head.classes) < MANY_ROWS:
+    if own.head.num_classes < MANY_ROWS * num_ranks:  # shards differ by a row: all decide alike
         many = StreamingSide(made_up_head(config, MANY_ROWS * num_ranks, device))
     cached = config.optimizer.accumulate if config.optimizer.cache_embeddings else 1
     images, size = config.data.batch_size * cached, config.backbone.embedding_size
 
     def cost(side: StreamingSide, seconds: list[float], num_images: int) -> np.ndarray:
-        rows = sample_size(len(side.head.classes), config.head.sample_rate, num_images)
+        rows = -(-side.head.num_classes // num_ranks)
+        rows = sample_size(rows, config.head.sample_rate, num_images)
         flops = head_flops(num_images, rows, size, config.head.logit_cache_bytes)
         return np.array([statistics.median(seconds), flops, head_traffic(rows, size)])
 
