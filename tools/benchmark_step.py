@@ -6,6 +6,7 @@ torchrun the processes are those of torchrun.
 """
 
 import argparse
+import dataclasses
 import math
 import resource
 import statistics
@@ -21,7 +22,9 @@ from kappaface_dist.config import Config
 from kappaface_dist.config_file import load_config
 from kappaface_dist.data.catalog import open_catalog
 from kappaface_dist.planning.calibration import measured_rates
-from kappaface_dist.planning.plan import network_cost
+from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.plan import make_plan, network_cost
+from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_benchmark import (
     Side,
     measure,
@@ -30,6 +33,7 @@ from kappaface_dist.planning.step_benchmark import (
     summary,
     variants,
 )
+from kappaface_dist.planning.step_time import DEVICES
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,6 +50,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out the variants with torch.compile"
     )
+    parser.add_argument(
+        "--plan-for",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="CLASSES",
+        help="measure the configuration with so many identities too, and compare with a plan",
+    )
     parser.add_argument("--json", help="file for the report, - for standard output")
     return parser.parse_intermixed_args()
 
@@ -59,11 +71,12 @@ def wanted_variants(arguments: argparse.Namespace) -> dict[str, Config]:
     for name in ("ranks", "steps"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}: it must be at least 1")
-    if not arguments.ranks <= arguments.classes < math.inf:
-        raise ValueError(
-            f"--classes is {arguments.classes:g} for {arguments.ranks} ranks: each must own one at"
-            " least"
-        )
+    for classes in (arguments.classes, *arguments.plan_for):
+        if not arguments.ranks <= classes < math.inf:
+            raise ValueError(
+                f"--classes or --plan-for is {classes:g} for {arguments.ranks} ranks: each must own"
+                " one at least"
+            )
     config = load_config(arguments.config, arguments.overrides)
     configs = variants(config, compiled=not arguments.no_compile, on_gpu=arguments.device == "cuda")
     wanted = {"plain", "config", *(arguments.only or configs)}
@@ -79,7 +92,9 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     cost = network_cost(config)
     on_gpu = device.type == "cuda"
     peak = product_flops(device, DTYPES[config.precision])
-    sides = measure(configs, int(arguments.classes), device, arguments.steps)
+    jobs = {name: (found, int(arguments.classes)) for name, found in configs.items()}
+    further = {f"{size:g} classes": (config, int(size)) for size in arguments.plan_for}
+    sides = measure(jobs | further, device, arguments.steps)
     report: dict[str, Any] = {
         "backbone": config.backbone.name,
         "classes": int(arguments.classes),
@@ -89,12 +104,16 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
         "product_flops_per_second": peak,
-        "variants": {name: summary(side, cost, peak) for name, side in sides.items()},
+        "variants": {name: summary(sides[name], cost, peak) for name in jobs},
     }
     plain = report["variants"]["plain"]["seconds"]
     for found in report["variants"].values():
         found["speedup"] = plain / found["seconds"]
     report["shares"] = shares(sides["config"], config)
+    report["planned"] = [
+        {"classes": size, "seconds": summary(sides[name], cost, peak)["seconds"]}
+        for name, (_, size) in further.items()
+    ]
     report["calibration"] = measured_rates(sides["config"], cost)
     # Of all variants together; on a GPU each has a peak_bytes of its own.
     report["peak_process_bytes"] = (
@@ -103,6 +122,17 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     return report
+
+
+def add_plans(report: dict[str, Any], config: Config, device: torch.device) -> None:
+    """Beside each measured step of --plan-for the one that plan.py would have promised."""
+    rates = DEVICES["cpu" if device.type == "cpu" else "h200"]
+    rates = dataclasses.replace(rates, **report["calibration"])
+    for found in report["planned"]:
+        size = JobSize(found["classes"], 0, report["ranks"])
+        with pretend_ranks(size.num_ranks):
+            seconds = make_plan(config, size, rates).step_seconds
+        found["planned_seconds"] = sum(seconds.values()) - seconds["data_wait"]
 
 
 def shares(side: Side, config: Config) -> dict[str, float]:
@@ -151,6 +181,11 @@ def print_table(report: dict[str, Any]) -> None:
             f"{name:32}{found['images_per_second']:>10.0f}{found['speedup']:>10.2f}"
             f"{found['utilisation']:>12.1%}"
         )
+    for found in report["planned"]:
+        print(
+            f"{found['classes']:,} classes: {1e3 * found['seconds']:.1f} ms a step, planned"
+            f" {1e3 * found['planned_seconds']:.1f} ms by the rates of config"
+        )
     print("config: " + ", ".join(f"{name} {v:.0%}" for name, v in report["shares"].items()))
 
 
@@ -163,11 +198,13 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
     started = parallel.start()
     device = started if arguments.device == "cuda" else torch.device("cpu")
     report = benchmark(arguments, device)
-    if parallel.rank() == 0:
+    is_first = parallel.rank() == 0
+    parallel.stop()
+    if is_first:
+        add_plans(report, wanted_variants(arguments)["config"], device)
         if arguments.json != "-":
             print_table(report)
         commands.write_json(arguments.json, report)
-    parallel.stop()
 
 
 def main() -> None:

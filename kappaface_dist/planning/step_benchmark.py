@@ -138,11 +138,11 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def measure(
-    configs: dict[str, Config], num_classes: int, device: torch.device, num_steps: int
+    jobs: dict[str, tuple[Config, int]], device: torch.device, num_steps: int
 ) -> dict[str, Side]:
-    """num_steps timed steps of each variant, the variants taking turns; collective."""
+    """num_steps timed steps of each (configuration, classes), taking turns; collective."""
     sides = {}
-    for name, config in configs.items():
+    for name, (config, num_classes) in jobs.items():
         before = allocated_bytes(device)
         side = sides[name] = Side(config, num_classes, device)
         for _ in range(WARM_UP_STEPS):

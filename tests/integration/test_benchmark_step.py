@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kappaface_dist.config_file import load_config
-from kappaface_dist.planning.calibration import calibrated, measured_rates
+from kappaface_dist.planning.calibration import MANY_ROWS, calibrated, measured_rates
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import make_plan, network_cost
 from kappaface_dist.planning.pretend_group import pretend_ranks
@@ -24,7 +24,8 @@ def test_the_table_and_a_plan_with_its_rates(write_config, tmp_path):
     path, target = write_config(), tmp_path / "report.json"
     done = python(
         "tools/benchmark_step.py", path, "data.batch_size=8", "--ranks", 2, "--classes", 300,
-        "--steps", 3, "--no-compile", "--only", "channels_last", "checkpointing", "--json", target,
+        "--steps", 3, "--no-compile", "--only", "channels_last", "checkpointing",
+        "--plan-for", 6000, "--json", target,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(target.read_text())
@@ -41,15 +42,20 @@ def test_the_table_and_a_plan_with_its_rates(write_config, tmp_path):
         assert found["utilisation"] == pytest.approx(rate / report["product_flops_per_second"])
         assert found["part_seconds"].keys() == PARTS
         assert min(found["part_seconds"].values()) > 0
+    (beside,) = report["planned"]
+    assert beside["classes"] == 6000
+    assert beside["seconds"] > 0.5 * report["variants"]["config"]["seconds"]
+    options = ("--gpus", 2, "--gpu", "cpu", "--classes", 6000, "--calibration", target)
+    done = python("tools/plan.py", path, "data.batch_size=8", *options, "--json", "-")
+    planned = json.loads(done.stdout)["step_seconds"]
+    in_all = sum(planned.values()) - planned["data_wait"]
+    assert in_all == pytest.approx(beside["planned_seconds"])
     shares = report["shares"]
     assert shares.pop("data") > 0  # beside the step, not a part of it
     assert shares.keys() == {"backbone", "head", "communication", "optimizer"}
     assert sum(shares.values()) == pytest.approx(1.0)
 
-    options = ("--gpus", 2, "--gpu", "cpu", "--classes", 300, "--calibration", target)
-    done = python("tools/plan.py", path, "data.batch_size=8", *options, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    planned, rates = json.loads(done.stdout)["step_seconds"], report["calibration"]
+    rates = report["calibration"]
     assert planned["backbone"] == pytest.approx(8 * flops / rates["backbone_flops"])
     parts = report["variants"]["config"]["part_seconds"]
     measured = parts["backbone_forward"] + parts["backward"]
@@ -65,7 +71,7 @@ def test_mistakes_are_one_line(write_config):
     line = exit_line(tool, path, "--only", "bf17", "--ranks", 2)
     assert line.startswith("error: --only names ['bf17'], known are plain, channels_last, ")
     line = exit_line(tool, path, "--ranks", 4, "--classes", 3)
-    assert line == "error: --classes is 3 for 4 ranks: each must own one at least"
+    assert line == "error: --classes or --plan-for is 3 for 4 ranks: each must own one at least"
     assert exit_line(tool, path, "--steps", 0) == "error: --steps is 0: it must be at least 1"
     # What only the processes find out.
     few = ("--only", "plain", "--classes", 90, "--steps", 1)
@@ -130,3 +136,10 @@ def test_a_plan_for_other_sizes_is_what_they_take(write_config, tmp_path, num_ra
         if all(1 / 1.6 < ratio < 1.6 for ratio in tries[-1]):
             return
     pytest.fail(f"planned to measured seconds: {tries}")
+
+
+def test_shards_of_unequal_size_do_not_wait_for_each_other(write_config):
+    """One rank has just as many rows as are wanted for a rate, the other one less."""
+    config = load_config(write_config(), ["data.batch_size=4", "backbone.embedding_size=16"])
+    for rates, _ in run_on_ranks(2, measure_together, [(config, 2 * MANY_ROWS - 1)]):
+        assert min(rates.values()) >= 0
