@@ -20,7 +20,8 @@ GIGA, TERA = 1e9, 1e12
 PRODUCT_SHARE = 0.6
 # A saved activation is written and read about so often by the operators around it.
 PASSES_OVER_ACTIVATIONS = 7
-# Share of the backward pass that DDP's exchange can hide behind; on a CPU both need the cores.
+# Share of the backward pass and of the head's second pass that DDP's exchange can hide behind; on a
+# CPU both need the cores.
 HIDDEN_SHARE = {"cuda": 0.6, "cpu": 0.0}
 RANKS_PER_NODE = 8
 
@@ -104,8 +105,10 @@ def step_seconds(
         for call, seconds in zip(calls, communication, strict=True)
         if call.item == "gradient_all_reduce"
     )
-    # Only the last micro-batch's backward pass has an exchange to hide.
-    hidden = min(gradient, HIDDEN_SHARE[device.kind] * backbone * 2 / 3 / accumulate)
+    # Only the last micro-batch's backward pass has an exchange to hide; in fp16 the head waits.
+    second_pass = head / 2 if config.precision != "fp16" else 0.0
+    beside = backbone * 2 / 3 / accumulate + second_pass
+    hidden = min(gradient, HIDDEN_SHARE[device.kind] * beside)
     seconds = {
         "backbone": backbone,
         "head": head,

@@ -17,7 +17,7 @@ from tests.commands import exit_line, python
 from tests.processes import run_on_ranks
 
 CPU = torch.device("cpu")
-PARTS = {"backbone_forward", "head_forward", "backward", "optimizer", "head_step"}
+PARTS = {"backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer"}
 
 
 def test_the_table_and_a_plan_with_its_rates(write_config, tmp_path):
