@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import math
 import resource
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import make_plan, network_cost
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_benchmark import (
+    LATE_EXCHANGE,
     Side,
     measure,
     part_seconds,
@@ -94,7 +94,8 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     peak = product_flops(device, DTYPES[config.precision])
     jobs = {name: (found, int(arguments.classes)) for name, found in configs.items()}
     further = {f"{size:g} classes": (config, int(size)) for size in arguments.plan_for}
-    sides = measure(jobs | further, device, arguments.steps)
+    plain = set(configs) - {"config", LATE_EXCHANGE}
+    sides = measure(jobs | further, device, arguments.steps, waiting_first=plain)
     report: dict[str, Any] = {
         "backbone": config.backbone.name,
         "classes": int(arguments.classes),
@@ -106,9 +107,8 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         "product_flops_per_second": peak,
         "variants": {name: summary(sides[name], cost, peak) for name in jobs},
     }
-    plain = report["variants"]["plain"]["seconds"]
     for found in report["variants"].values():
-        found["speedup"] = plain / found["seconds"]
+        found["speedup"] = report["variants"]["plain"]["seconds"] / found["seconds"]
     report["shares"] = shares(sides["config"], config)
     report["planned"] = [
         {"classes": size, "seconds": summary(sides[name], cost, peak)["seconds"]}
@@ -142,7 +142,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
     rest: it only costs time above 1. It is left out where data.train is not here.
     """
     parts = part_seconds(side)
-    exchange = max(statistics.median(side.seconds) - side.seconds_without_exchange(), 0.0)
+    exchange = side.exchange_seconds()
     seconds = {
         "backbone": parts["backbone_forward"] + parts["backward"],
         "head": parts["head_forward"] + parts["head_step"],

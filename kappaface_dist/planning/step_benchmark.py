@@ -3,22 +3,25 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config import Config
+from kappaface_dist.data_parallel import DataParallel
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
 from kappaface_dist.train_step import PHASES, train_step
 
 WARM_UP_STEPS = 3
-# The plain step that everyone runs: eager, one memory format, exchanged in fp32.
+# The plain step, but the gradients are waited for after the head's second pass, as training does.
+LATE_EXCHANGE = "late_exchange"
+# The plain step that everyone runs: eager, one memory format, gradients exchanged in fp32 and
+# waited for in the backward pass.
 PLAIN = {
     "compile": False,
     "channels_last": False,
@@ -44,6 +47,7 @@ def variants(config: Config, *, compiled: bool, on_gpu: bool) -> dict[str, Confi
         "bf16": with_switches(plain, "bf16"),
         "channels_last+bf16": with_switches(plain, "bf16", channels_last=True),
         "gradient_bf16": with_switches(plain, gradient_dtype="bf16"),
+        LATE_EXCHANGE: plain,
         "checkpointing": with_switches(plain, checkpointing=True),
     }
     if on_gpu:
@@ -63,9 +67,17 @@ def variants(config: Config, *, compiled: bool, on_gpu: bool) -> dict[str, Confi
 
 
 class Side:
-    """One job under measurement, on the same random images as the others."""
+    """One job under measurement, on the same random images as the others.
 
-    def __init__(self, config: Config, num_classes: int, device: torch.device):
+    Args:
+        waits_first: for the exchange of gradients, before the head's second pass.
+    """
+
+    def __init__(
+        self, config: Config, num_classes: int, device: torch.device, waits_first: bool = False
+    ):
+        self._phase: Callable[[str], AbstractContextManager]
+        self._phase = self._wait_first if waits_first else record_function
         self.job = made_up_job(config, num_classes, device)
         self.batches = random_batches(config, num_classes, device)
         self.device = device
@@ -80,7 +92,7 @@ class Side:
         self._wait()
         before = allocated_bytes(self.device)
         started = time.perf_counter()
-        phase = self._phase if parts else record_function
+        phase = self._timed_phase if parts else self._phase
         self._parts = dict.fromkeys(PHASES, 0.0)
         train_step(self.job, self.batches, 1e-3, self.position, phase=phase)
         self._wait()
@@ -93,26 +105,30 @@ class Side:
             self.step_bytes = max(self.step_bytes, peak_bytes(self.device) - before)
             self.seconds.append(parallel.all_reduce_max(own).item())
 
-    def seconds_without_exchange(self) -> float:
-        """Of a step whose gradients stay on their rank."""
-        if not isinstance(self.job.backbone, DistributedDataParallel):
-            return statistics.median(self.seconds)
+    def exchange_seconds(self) -> float:
+        """What a step takes longer than one whose gradients stay on their rank; both in turn."""
+        if not isinstance(self.job.backbone, DataParallel):
+            return 0.0
         kept, self.seconds = self.seconds, []
-        with self.without_exchange():
-            for _ in range(len(kept)):
+        for _ in range(len(kept)):
+            self.step(timed=True)
+            with self.without_exchange():
                 self.step(timed=True)
-        alone, self.seconds = self.seconds, kept
-        return statistics.median(alone)
+        both, self.seconds = self.seconds, kept
+        return max(statistics.median(both[::2]) - statistics.median(both[1::2]), 0.0)
 
     def without_exchange(self) -> AbstractContextManager:
         """Inside, gradients stay on their rank."""
         backbone = self.job.backbone
-        return (
-            backbone.no_sync() if isinstance(backbone, DistributedDataParallel) else nullcontext()
-        )
+        return backbone.no_sync() if isinstance(backbone, DataParallel) else nullcontext()
+
+    def _wait_first(self, name: str) -> AbstractContextManager:
+        if name == "head_step" and isinstance(self.job.backbone, DataParallel):
+            self.job.backbone.wait_for_gradients()
+        return record_function(name)
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _timed_phase(self, name: str) -> Iterator[None]:
         self._wait()
         started = time.perf_counter()
         yield
@@ -138,13 +154,20 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def measure(
-    jobs: dict[str, tuple[Config, int]], device: torch.device, num_steps: int
+    jobs: dict[str, tuple[Config, int]],
+    device: torch.device,
+    num_steps: int,
+    waiting_first: Collection[str] = (),
 ) -> dict[str, Side]:
-    """num_steps timed steps of each (configuration, classes), taking turns; collective."""
+    """num_steps timed steps of each (configuration, classes), taking turns; collective.
+
+    Args:
+        waiting_first: names of those whose gradients are waited for in the backward pass.
+    """
     sides = {}
     for name, (config, num_classes) in jobs.items():
         before = allocated_bytes(device)
-        side = sides[name] = Side(config, num_classes, device)
+        side = sides[name] = Side(config, num_classes, device, name in waiting_first)
         for _ in range(WARM_UP_STEPS):
             side.step(timed=False)
         side.held_bytes = allocated_bytes(device) - before

@@ -24,13 +24,13 @@ def test_the_table_and_a_plan_with_its_rates(write_config, tmp_path):
     path, target = write_config(), tmp_path / "report.json"
     done = python(
         "tools/benchmark_step.py", path, "data.batch_size=8", "--ranks", 2, "--classes", 300,
-        "--steps", 3, "--no-compile", "--only", "channels_last", "checkpointing",
+        "--steps", 3, "--no-compile", "--only", "channels_last", "late_exchange",
         "--plan-for", 6000, "--json", target,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(target.read_text())
     assert (report["ranks"], report["batch"], report["classes"]) == (2, 16, 300)
-    assert list(report["variants"]) == ["plain", "channels_last", "checkpointing", "config"]
+    assert list(report["variants"]) == ["plain", "channels_last", "late_exchange", "config"]
     plain = report["variants"]["plain"]["seconds"]
     flops = network_cost(load_config(path)).training_flops
     for name, found in report["variants"].items():
@@ -89,6 +89,26 @@ def test_some_switches_are_for_some_only(write_config):
     assert on_gpu["sync_batchnorm"].backbone.sync_batchnorm
     accumulated = load_config(write_config(optimizer={"accumulate": 2}))
     assert "static_graph" not in variants(accumulated, compiled=False, on_gpu=False)
+
+
+@pytest.mark.parametrize("waits_first", [True, False])
+def test_when_the_gradients_are_waited_for(write_config, waits_first):
+    config = load_config(write_config())
+
+    def buckets_on_their_way():
+        side = Side(config, 300, CPU, waits_first)
+        head_step, found = side.job.head.step, []
+
+        def step(*args, **kwargs):
+            found.append(len(side.job.backbone._exchange.running))
+            head_step(*args, **kwargs)
+
+        side.job.head.step = step
+        side.step(timed=True)
+        return found
+
+    for (number,) in run_on_ranks(2, buckets_on_their_way):
+        assert (number == 0) == waits_first
 
 
 def measure_together(jobs):
