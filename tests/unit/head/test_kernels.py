@@ -4,6 +4,7 @@ The interpreter is chosen when Triton is imported, so the comparison runs in a p
 """
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -128,11 +129,13 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
         sizes["BLOCK_R"] = kernels.UPDATE_TILE // 512
     constants = {**settings, **sizes}
     function = getattr(kernels, kernel)
-    source = compiler.ASTSource(
-        fn=function,
-        signature={name: types.get(name, "constexpr") for name in function.arg_names},
-        constexprs={(function.arg_names.index(n),): value for n, value in constants.items()},
-    )
+    names = function.arg_names
+    if "constexprs" in inspect.signature(compiler.ASTSource).parameters:
+        signature = {name: types.get(name, "constexpr") for name in names}
+        constexprs = {(names.index(name),): value for name, value in constants.items()}
+        source = compiler.ASTSource(function, signature, constexprs)
+    else:  # Triton before 3.3, of torch 2.6
+        source = compiler.ASTSource(function, types, constants)
     code = triton.compile(source, target=target).asm["cubin"]
     (tmp_path / "kernel.cubin").write_bytes(code)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
