@@ -6,6 +6,7 @@ stored as one of all classes each, so any number of ranks can read them back.
 Shapes: C all classes, K classes of this shard, X anything.
 """
 
+import inspect
 import json
 import os
 import shutil
@@ -94,9 +95,7 @@ def write(
     try:
         on_rank0(prepare)
         with _quiet():
-            dcp.save(
-                state, checkpoint_id=part, process_group=group, no_dist=not dist.is_initialized()
-            )
+            dcp.save(state, checkpoint_id=part, process_group=group)
         # A rank's files carry its number; rank 0 has the index and the numbers beside them.
         own = [*part.glob(f"__{parallel.rank()}_*")]
         if parallel.rank() == 0:
@@ -154,8 +153,12 @@ def _check_shapes(
 def _read(folder: Path, state: dict[str, torch.Tensor], *, alone: bool = False) -> None:
     """Fill tensors from the checkpoint, which holds them all; alone: in this process only."""
     with _quiet():
-        no_dist = alone or not dist.is_initialized()
-        dcp.load(state, storage_reader=_Reader(folder), no_dist=no_dist)
+        if not alone or not dist.is_initialized():
+            dcp.load(state, storage_reader=_Reader(folder))
+        elif "no_dist" in inspect.signature(dcp.load).parameters:
+            dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+        else:  # torch 2.6
+            dcp.load_state_dict(state, _Reader(folder), no_dist=True)
 
 
 def verify(folder: Path) -> list[str]:
@@ -187,9 +190,13 @@ class _Reader(dcp.FileSystemReader):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without a process group torch warns that it takes one process for granted: it may."""
+    """Without a process group torch warns that it takes one process for granted: it may.
+
+    Older torch has another sentence for it, and warns of load_state_dict, which alone can do it.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        for message in ("torch.distributed is (disabled|unavailable)", "`load_state_dict` is depr"):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 
