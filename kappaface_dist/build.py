@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
@@ -161,8 +162,18 @@ def new_network(config: Config) -> nn.Module:
 
 
 def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
-    """What training calls instead of the network."""
+    """What training calls instead of the network.
+
+    Raises:
+        RuntimeError: this torch cannot do what is asked for.
+    """
     section = config.backbone
+    if section.compile and section.checkpointing and TorchVersion(torch.__version__) < "2.9":
+        raise RuntimeError(
+            f"backbone.compile and backbone.checkpointing are on, and torch {torch.__version__}"
+            " then counts every batch twice in BatchNorm's running statistics: update to torch 2.9,"
+            " or turn one of them off"
+        )
     return wrap_backbone(
         network,
         compiled=section.compile,

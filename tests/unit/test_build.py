@@ -79,6 +79,15 @@ def test_the_backbones_shape_is_a_setting(path):
     assert (len(transformer.blocks), transformer.num_kept) == (2, 4)
 
 
+def test_compiled_checkpointing_is_refused_where_torch_gets_it_wrong(path, monkeypatch):
+    """Found with 2.6, 2.7 and 2.8: the running statistics count every batch twice."""
+    monkeypatch.setattr(torch, "__version__", "2.8.0")
+    for name in ("compile", "checkpointing"):
+        build(path, f"backbone.{name}=true")
+    with pytest.raises(RuntimeError, match=r"torch 2\.8\.0 then counts every batch twice"):
+        build(path, "backbone.compile=true", "backbone.checkpointing=true")
+
+
 def test_sync_batchnorm_says_where_it_is_missing(path):
     with pytest.raises(ValueError, match="the device is cpu and torch has it on GPUs only"):
         build(path, "backbone.sync_batchnorm=true")
