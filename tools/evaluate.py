@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
+from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
 from kappaface_dist.evaluation.html_report import write_html_report
 from kappaface_dist.evaluation.plots import plot_roc
-from kappaface_dist.evaluation.report_page import check_folder, model_facts
+from kappaface_dist.evaluation.report_page import model_facts
 from kappaface_dist.evaluation.set_report import SetReport, report_set
 from kappaface_dist.evaluation.tables import text_table
 from kappaface_dist.saved_model import SavedModel, open_model
@@ -27,11 +27,7 @@ from kappaface_dist.saved_model import SavedModel, open_model
 def main() -> None:
     args = parse_args()
     paths = _named_paths(args.sets)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    if args.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
-    check_folder(args.report)
+    check_arguments(args)
 
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
@@ -66,17 +62,8 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=PATH",
         help="verification set (.bin); repeat for several",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the confidence intervals; 0 for none (default: %(default)s)",
-    )
-    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     parser.add_argument("--plot", metavar="PATH", help="draw the sets' ROC curves into this file")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    add_arguments(parser)
     return parser.parse_args()
 
 

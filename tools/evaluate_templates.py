@@ -19,11 +19,11 @@ from tqdm import tqdm
 from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.template_lists import TemplateSet, read_template_set
-from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
+from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
 from kappaface_dist.evaluation.embedding_store import StoredEmbeddings
 from kappaface_dist.evaluation.plots import plot_roc
 from kappaface_dist.evaluation.pooling import Pooling
-from kappaface_dist.evaluation.report_page import check_folder, model_facts
+from kappaface_dist.evaluation.report_page import model_facts
 from kappaface_dist.evaluation.table_formats import as_text
 from kappaface_dist.evaluation.template_report import write_template_report
 from kappaface_dist.evaluation.templates import (
@@ -36,11 +36,7 @@ from kappaface_dist.saved_model import SavedModel, open_model
 
 def main() -> None:
     args = parse_args()
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    if args.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
-    check_folder(args.report)
+    check_arguments(args)
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
@@ -72,7 +68,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
     parser.add_argument("set", metavar="FOLDER", help="holds meta/ and loose_crop/")
     parser.add_argument("--cache", metavar="FOLDER", help="default: embeddings/ in the set")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
     for name, text in (
         ("flip", "add the mirror image's embedding"),
         ("norm", "keep the embeddings' lengths when pooling"),
@@ -82,16 +77,8 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text
         )
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the confidence intervals; 0 for none (default: %(default)s)",
-    )
-    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     parser.add_argument("--plot", metavar="PATH", help="draw the ROC of 1:1 into this file")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.face_lists import FaceList, read_distractors, read_faces
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.embedding_files import unit_parts
-from kappaface_dist.evaluation.bootstrap import NUM_REPLICATES
+from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
 from kappaface_dist.evaluation.embedding_store import (
     ImageList,
     StoredEmbeddings,
@@ -32,7 +32,7 @@ from kappaface_dist.evaluation.embedding_store import (
 )
 from kappaface_dist.evaluation.face_identification import identify_faces
 from kappaface_dist.evaluation.identification_report import write_identification_report
-from kappaface_dist.evaluation.report_page import check_folder, model_facts
+from kappaface_dist.evaluation.report_page import model_facts
 from kappaface_dist.saved_model import SavedModel, open_model
 
 
@@ -40,11 +40,7 @@ def main() -> None:
     args = parse_args()
     if not args.gallery and not args.distractors:
         raise ValueError("neither --gallery nor --distractors is given: where is one to search?")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    if args.bootstrap < 0:
-        raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
-    check_folder(args.report)
+    check_arguments(args)
     device = parallel.start()
     model = parallel.agree(lambda: open_model(args.model))
     model.network.to(device)
@@ -68,16 +64,7 @@ def parse_args() -> argparse.Namespace:
     for name in ("probes", "gallery", "distractors"):
         parser.add_argument(f"--{name}-root", metavar="FOLDER", help="of a list's paths")
     parser.add_argument("--cache", metavar="FOLDER", default="embeddings", help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the confidence intervals; 0 for none (default: %(default)s)",
-    )
-    parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -95,12 +95,6 @@ def model_facts(path: Path, digest: str, settings: BackboneSettings) -> dict[str
     }
 
 
-def check_folder(folder: str | None) -> None:
-    """Before hours of work: raise ValueError if the report's folder cannot be one."""
-    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
-        raise ValueError(f"--report is {folder}, which is a file: name a folder")
-
-
 def write_page(
     folder: Path,
     parts: Sequence[str],

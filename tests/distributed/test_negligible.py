@@ -26,10 +26,8 @@ def batch():
     return centre_CD, F.normalize(centre_CD[label_G]) + spread_G1 * noise_GD, label_G
 
 
-def measure(skip_mass, options):
-    """Loss, gradients of both sides and what was reported, of one step on this rank's images."""
-    _, embedding_GD, label_G = batch()
-    head = PartialFC(
+def new_head(skip_mass, **options):
+    return PartialFC(
         NUM_CLASSES,
         SIZE,
         ArcFace(margin=0.3),
@@ -39,6 +37,12 @@ def measure(skip_mass, options):
         skip_mass=skip_mass,
         **options,
     )
+
+
+def measure(skip_mass, options):
+    """Loss, gradients of both sides and what was reported, of one step on this rank's images."""
+    _, embedding_GD, label_G = batch()
+    head = new_head(skip_mass, **options)
     losses, gradients = [], []
     for part_GD, labels in zip(embedding_GD.chunk(2), label_G.chunk(2), strict=True):
         embedding_BD = own_images(part_GD).clone().requires_grad_()
@@ -109,16 +113,7 @@ def test_one_sampled_batch_is_within_its_bound():
     _, embedding_GD, label_G = batch()
     gradients, summaries = [], []
     for skip_mass in (0.0, 0.1):
-        head = PartialFC(
-            NUM_CLASSES,
-            SIZE,
-            ArcFace(margin=0.3),
-            dtype=torch.float64,
-            seed=SEED,
-            chunk_bytes=1,
-            sample_rate=0.5,
-            skip_mass=skip_mass,
-        )
+        head = new_head(skip_mass, sample_rate=0.5)
         head(embedding_GD.clone().requires_grad_(), label_G).backward()
         gradients.append(head.weight_gradient().numpy())
         head.step(0.1)
