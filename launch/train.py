@@ -7,14 +7,15 @@ import sys
 
 import torch
 
-from kappaface_dist import commands, parallel
-from kappaface_dist.build import build_job, derived_numbers
-from kappaface_dist.config import Config
-from kappaface_dist.config_file import load_config, to_yaml
-from kappaface_dist.metrics import start_logging
-from kappaface_dist.report import summary_table, write_report
-from kappaface_dist.trainer import Trainer
-from kappaface_dist.verification import verification_page
+from kappaface_dist import commands
+from kappaface_dist.config.file import load_config, to_yaml
+from kappaface_dist.config.keys import Config
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import build_job, derived_numbers
+from kappaface_dist.training.run_log import start_logging
+from kappaface_dist.training.summary import summary_table, write_report
+from kappaface_dist.training.trainer import Trainer
+from kappaface_dist.training.verification import verification_page
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from kappaface_dist import parallel
+from kappaface_dist.parallel import ranks as parallel
 
 
 def own_images(x_GX):

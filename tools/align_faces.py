@@ -20,8 +20,8 @@ from tqdm import tqdm
 from kappaface_dist import commands
 from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_picture, encode_jpeg
-from kappaface_dist.data.landmarks import YuNetDetector, read_landmarks
-from kappaface_dist.data.sources import IMAGE_SUFFIXES
+from kappaface_dist.data.prepare.landmarks import YuNetDetector, read_landmarks
+from kappaface_dist.data.sources.base import IMAGE_SUFFIXES
 
 Locate = Callable[[np.ndarray], np.ndarray | None]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.evaluation.search import search
+from kappaface_dist.evaluation.one_to_many.search import search
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ import shutil
 import statistics
 from pathlib import Path
 
-from kappaface_dist import parallel
+from kappaface_dist.checkpoint.saver import Saver
 from kappaface_dist.commands import run, write_json
 from kappaface_dist.head import PartialFC
-from kappaface_dist.saver import Saver
+from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands, parallel
+from kappaface_dist import commands
 from kappaface_dist.head import ArcFace, PartialFC, SGDRows
-from kappaface_dist.head.benchmark import (
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.planning.dense_head import DenseSide
+from kappaface_dist.planning.head_benchmark import (
     Batch,
     Side,
     StreamingSide,
@@ -27,7 +29,6 @@ from kappaface_dist.head.benchmark import (
     local_classes,
     measure,
 )
-from kappaface_dist.head.dense import DenseSide
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands, parallel
-from kappaface_dist.build import DTYPES, new_loader
-from kappaface_dist.config import Config
-from kappaface_dist.config_file import load_config
-from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist import commands
+from kappaface_dist.config.file import load_config
+from kappaface_dist.config.keys import Config
+from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.calibration import measured_rates
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import make_plan, network_cost
@@ -34,6 +34,7 @@ from kappaface_dist.planning.step_benchmark import (
     variants,
 )
 from kappaface_dist.planning.step_time import DEVICES
+from kappaface_dist.training.build import DTYPES, new_loader
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from kappaface_dist import commands
-from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.data.check import CheckReport, check_catalog
+from kappaface_dist.data.prepare.check import CheckReport, check_catalog
+from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:

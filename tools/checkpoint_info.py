@@ -12,13 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kappaface_dist.checkpoint import stored_tensors
-from kappaface_dist.checkpoint_folder import (
-    CHECKSUMS,
-    complete_checkpoints,
-    damages,
-    read_numbers,
-)
+from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, damages, read_numbers
+from kappaface_dist.checkpoint.tensors import stored_tensors
 from kappaface_dist.commands import run, write_json
 
 

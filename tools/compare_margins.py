@@ -31,16 +31,12 @@ import torch
 from tqdm import tqdm
 
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.comparison.arms import choose_arms
-from kappaface_dist.comparison.dataset import (
-    ARRAYS,
-    decode_dataset,
-    render_people,
-)
-from kappaface_dist.comparison.report import comparison_table, draw_comparison
-from kappaface_dist.comparison.schedule import Plan, collect, run_plan
-from kappaface_dist.comparison.settings import check_settings
-from kappaface_dist.comparison.training import Budget, check_budget
+from kappaface_dist.margin_study.arms import choose_arms
+from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
+from kappaface_dist.margin_study.report import comparison_table, draw_comparison
+from kappaface_dist.margin_study.schedule import Plan, collect, run_plan
+from kappaface_dist.margin_study.settings import check_settings
+from kappaface_dist.margin_study.training import Budget, check_budget
 
 QUICK = Budget(embedding_size=64, image_size=32, batch_size=32, epochs=6.0, scale=16.0)
 BUDGET_OPTIONS = {

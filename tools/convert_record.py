@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kappaface_dist import commands
-from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.data.convert import convert
+from kappaface_dist.data.prepare.convert import convert
+from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:

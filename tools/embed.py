@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.embedding_files import open_images, write_npy, write_parquet
-from kappaface_dist.evaluation.embedding_store import ImageList, embed_to_folder
-from kappaface_dist.saved_model import open_model
+from kappaface_dist.evaluation.embedding.files import open_images, write_npy, write_parquet
+from kappaface_dist.evaluation.embedding.store import ImageList, embed_to_folder
+from kappaface_dist.models.saved_model import open_model
+from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:

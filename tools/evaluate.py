@@ -13,15 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
-from kappaface_dist.evaluation.html_report import write_html_report
-from kappaface_dist.evaluation.plots import plot_roc
-from kappaface_dist.evaluation.report_page import model_facts
-from kappaface_dist.evaluation.set_report import SetReport, report_set
-from kappaface_dist.evaluation.tables import text_table
-from kappaface_dist.saved_model import SavedModel, open_model
+from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
+from kappaface_dist.evaluation.reports.pair_set import SetReport, report_set
+from kappaface_dist.evaluation.reports.pair_tables import text_table
+from kappaface_dist.evaluation.reports.pairs import write_html_report
+from kappaface_dist.evaluation.reports.plots import plot_roc
+from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
+from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:

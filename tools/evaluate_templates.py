@@ -16,22 +16,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.template_lists import TemplateSet, read_template_set
-from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
-from kappaface_dist.evaluation.embedding_store import StoredEmbeddings
-from kappaface_dist.evaluation.plots import plot_roc
-from kappaface_dist.evaluation.pooling import Pooling
-from kappaface_dist.evaluation.report_page import model_facts
-from kappaface_dist.evaluation.table_formats import as_text
-from kappaface_dist.evaluation.template_report import write_template_report
-from kappaface_dist.evaluation.templates import (
+from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings
+from kappaface_dist.evaluation.reports.plots import plot_roc
+from kappaface_dist.evaluation.reports.table_formats import as_text
+from kappaface_dist.evaluation.reports.templates import write_template_report
+from kappaface_dist.evaluation.sets.template_lists import TemplateSet, read_template_set
+from kappaface_dist.evaluation.templates.benchmark import (
     TemplateResult,
     embed_template_images,
     evaluate_templates,
 )
-from kappaface_dist.saved_model import SavedModel, open_model
+from kappaface_dist.evaluation.templates.pooling import Pooling
+from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
+from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from kappaface_dist.backbones.export import save_backbone
-from kappaface_dist.backbones.onnx_export import OPSET, Comparison, compare, export_onnx
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.model_card import find_summary, model_card
-from kappaface_dist.saved_model import SavedModel, open_model
+from kappaface_dist.models.export import save_backbone
+from kappaface_dist.models.model_card import find_summary, model_card
+from kappaface_dist.models.onnx_export import OPSET, Comparison, compare, export_onnx
+from kappaface_dist.models.saved_model import SavedModel, open_model
 
 FORMATS = {
     "safetensors": "backbone.safetensors",

@@ -19,21 +19,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kappaface_dist import parallel
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.face_lists import FaceList, read_distractors, read_faces
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.embedding_files import unit_parts
-from kappaface_dist.evaluation.arguments import add_arguments, check_arguments
-from kappaface_dist.evaluation.embedding_store import (
-    ImageList,
-    StoredEmbeddings,
-    embed_to_folder,
-)
-from kappaface_dist.evaluation.face_identification import identify_faces
-from kappaface_dist.evaluation.identification_report import write_identification_report
-from kappaface_dist.evaluation.report_page import model_facts
-from kappaface_dist.saved_model import SavedModel, open_model
+from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
+from kappaface_dist.evaluation.embedding.files import unit_parts
+from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.evaluation.one_to_many.faces import identify_faces
+from kappaface_dist.evaluation.reports.identification import write_identification_report
+from kappaface_dist.evaluation.sets.face_lists import FaceList, read_distractors, read_faces
+from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
+from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:

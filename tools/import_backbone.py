@@ -9,9 +9,9 @@ Which backbone it is follows from its tensors. Nothing in the file is run.
 import argparse
 
 from kappaface_dist.backbones import BACKBONES
-from kappaface_dist.backbones.export import save_backbone
-from kappaface_dist.backbones.insightface import import_backbone
 from kappaface_dist.commands import run, write_json
+from kappaface_dist.models.export import save_backbone
+from kappaface_dist.models.insightface import import_backbone
 
 
 def main() -> None:

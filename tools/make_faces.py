@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from kappaface_dist import commands
-from kappaface_dist.data.faces import write_faces
+from kappaface_dist.made_up_faces.dataset import write_faces
 
 
 def num_cores() -> int:

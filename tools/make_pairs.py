@@ -14,9 +14,9 @@ import argparse
 from tqdm import tqdm
 
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.make_record import prepare
-from kappaface_dist.data.pair_file import write_pairs
-from kappaface_dist.data.pair_lists import all_pairs, images_by_identity, listed_pairs
+from kappaface_dist.data.prepare.make_record import prepare
+from kappaface_dist.evaluation.sets.pair_file import write_pairs
+from kappaface_dist.evaluation.sets.pair_lists import all_pairs, images_by_identity, listed_pairs
 
 
 def main() -> None:

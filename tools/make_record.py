@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kappaface_dist import commands
-from kappaface_dist.data.make_record import make_record
+from kappaface_dist.data.prepare.make_record import make_record
 
 
 def num_cores() -> int:

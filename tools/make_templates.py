@@ -8,7 +8,7 @@ import argparse
 from tqdm import tqdm
 
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.data.template_faces import write_template_set
+from kappaface_dist.made_up_faces.templates import write_template_set
 
 
 def main() -> None:

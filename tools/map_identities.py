@@ -11,9 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from kappaface_dist.checkpoint.identity_map import write_identity_map
 from kappaface_dist.commands import run
-from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.identity_map import write_identity_map
+from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:

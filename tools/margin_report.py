@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from kappaface_dist.commands import run, write_json
-from kappaface_dist.margin_pictures import draw_pictures
-from kappaface_dist.margin_report import margin_summary, read_measures, summary_text
+from kappaface_dist.margin_study.margin_pictures import draw_pictures
+from kappaface_dist.margin_study.margin_report import margin_summary, read_measures, summary_text
 
 
 def main() -> None:

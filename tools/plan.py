@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kappaface_dist import commands
-from kappaface_dist.config import Config
-from kappaface_dist.config_file import load_config
-from kappaface_dist.data.catalog import open_catalog
+from kappaface_dist.config.file import load_config
+from kappaface_dist.config.keys import Config
+from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import Plan, make_plan, remedies

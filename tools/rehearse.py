@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands
-from kappaface_dist.config_file import load_config
+from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.count_collectives import bytes_by_name
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import make_plan

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from kappaface_dist import commands
-from kappaface_dist.data.augment import PRESETS
-from kappaface_dist.data.catalog import Catalog, open_catalog
-from kappaface_dist.data.loader import build_loader
+from kappaface_dist.data.loading.augment import PRESETS
+from kappaface_dist.data.loading.loader import build_loader
+from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 
 GAP = 2  # pixels between images
 

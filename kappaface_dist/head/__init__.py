@@ -15,7 +15,7 @@ from kappaface_dist.head.margins import (
     build_margin,
 )
 from kappaface_dist.head.partial_fc import PartialFC
-from kappaface_dist.head.row_update import AdamWRows, RowOptimizer, SGDRows
+from kappaface_dist.head.softmax.row_update import AdamWRows, RowOptimizer, SGDRows
 
 __all__ = [
     "AdaFace",

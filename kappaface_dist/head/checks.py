@@ -7,8 +7,8 @@ Shapes: G images on all ranks, D embedding size.
 import numpy as np
 import torch
 
-from kappaface_dist import parallel
-from kappaface_dist.head.softmax import LARGEST_SCALE, Softmax
+from kappaface_dist.head.softmax.settings import LARGEST_SCALE, Softmax
+from kappaface_dist.parallel import ranks as parallel
 
 
 def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:

@@ -8,21 +8,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kappaface_dist import parallel
-from kappaface_dist.data.counter_random import mix64
+from kappaface_dist.counter_random import mix64
 from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedding, wrong_label
-from kappaface_dist.head.class_margins import ClassMargins
-from kappaface_dist.head.loss import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.margins import KappaFace, Margin
-from kappaface_dist.head.negligible import Skipped
-from kappaface_dist.head.rank_one import RankOne
-from kappaface_dist.head.row_update import RowOptimizer, RowState, SGDRows, update_centres
-from kappaface_dist.head.rows import Centres
+from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.sampling import choose_rows
-from kappaface_dist.head.second_pass import MicroBatch, share_rows, whole_gradient
 from kappaface_dist.head.shard import initial_centres, shard_classes
-from kappaface_dist.head.softmax import Softmax
-from kappaface_dist.head.streaming_softmax import LogitCache
+from kappaface_dist.head.softmax.first_pass import first_pass, gather_batch, hand_to_backward
+from kappaface_dist.head.softmax.negligible import Skipped
+from kappaface_dist.head.softmax.rank_one import RankOne
+from kappaface_dist.head.softmax.row_update import RowOptimizer, RowState, SGDRows, update_centres
+from kappaface_dist.head.softmax.rows import Centres
+from kappaface_dist.head.softmax.second_pass import MicroBatch, share_rows, whole_gradient
+from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.streaming import LogitCache
+from kappaface_dist.parallel import ranks as parallel
 
 
 class PartialFC(torch.nn.Module):
@@ -53,11 +53,11 @@ class PartialFC(torch.nn.Module):
         filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
             images of the target's person under another label; None: none.
         split_centres: hold the centres as halves, the upper one the operand of bf16 products
-            (`rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and `sharded_state`
-            put them back in order, in place, until the next call.
+            (`softmax/rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and
+            `sharded_state` put them back in order, in place, until the next call.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
-            as negligible tiles, bounded and counted (`negligible.py`); 0 is exact.
+            as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
         fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
         seed: the initial centre of a class depends on (seed, class) alone.
         device: where the shard lives.

@@ -7,8 +7,8 @@ import math
 
 import torch
 
-from kappaface_dist.data.counter_random import mix64
-from kappaface_dist.head.rows import Centres, Rows
+from kappaface_dist.counter_random import mix64
+from kappaface_dist.head.softmax.rows import Centres, Rows
 
 
 def sample_size(num_rows: int, sample_rate: float, num_images: int) -> int:

@@ -7,7 +7,7 @@ Shapes: C all classes, K classes of this shard, D embedding size.
 
 import torch
 
-from kappaface_dist.data.counter_random import mix64
+from kappaface_dist.counter_random import mix64
 
 # Centres are drawn in blocks of this many classes, each with a generator of its own.
 INIT_BLOCK = 1024

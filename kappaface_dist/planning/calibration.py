@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kappaface_dist import parallel
 from kappaface_dist.backbones.counting import Cost
-from kappaface_dist.config import Config
-from kappaface_dist.head.benchmark import Batch, StreamingSide, seconds_per_step
+from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
+from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.collectives import head_calls
+from kappaface_dist.planning.head_benchmark import Batch, StreamingSide, seconds_per_step
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.step_benchmark import Side, part_seconds
 from kappaface_dist.planning.step_time import (

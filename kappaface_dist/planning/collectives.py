@@ -5,7 +5,7 @@ Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding si
 
 from dataclasses import dataclass
 
-from kappaface_dist.config import Config
+from kappaface_dist.config.keys import Config
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from kappaface_dist import parallel
-from kappaface_dist.build import Job, build_head, build_network, wrap_for_training
-from kappaface_dist.config import Config
-from kappaface_dist.data.loader import Batch
+from kappaface_dist.config.keys import Config
+from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head import PartialFC
-from kappaface_dist.optim import build_optimizer
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import Job, build_head, build_network, wrap_for_training
+from kappaface_dist.training.optim import build_optimizer
 
 IMAGES_PER_CLASS = 50
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kappaface_dist.build import DTYPES, new_network
-from kappaface_dist.config import Config
+from kappaface_dist.config.keys import Config
 from kappaface_dist.head import PartialFC
 from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.softmax import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
-from kappaface_dist.optim import build_optimizer
+from kappaface_dist.head.softmax.settings import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.training.build import DTYPES, new_network
+from kappaface_dist.training.optim import build_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128

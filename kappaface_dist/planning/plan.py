@@ -7,11 +7,11 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.backbones.counting import Cost, count_cost
-from kappaface_dist.build import new_network
-from kappaface_dist.config import Config
+from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
 from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
 from kappaface_dist.planning.step_time import Device, step_seconds
+from kappaface_dist.training.build import new_network
 
 # What the driver, NCCL's buffers, cuDNN's workspaces and the allocator's gaps leave of the memory.
 USABLE_SHARE = 0.92

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from kappaface_dist.build import Job
-from kappaface_dist.config import Config
+from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.count_collectives import CountCollectives
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
 from kappaface_dist.planning.memory import JobSize, head_state_bytes
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.train_step import train_step
+from kappaface_dist.training.build import Job
+from kappaface_dist.training.step import train_step
 
 NUM_STEPS = 3
 

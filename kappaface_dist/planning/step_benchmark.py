@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from kappaface_dist import parallel
 from kappaface_dist.backbones.counting import Cost
-from kappaface_dist.config import Config
-from kappaface_dist.data_parallel import DataParallel
+from kappaface_dist.config.keys import Config
+from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
-from kappaface_dist.train_step import PHASES, train_step
+from kappaface_dist.training.data_parallel import DataParallel
+from kappaface_dist.training.step import PHASES, train_step
 
 WARM_UP_STEPS = 3
 # The plain step, but the gradients are waited for after the head's second pass, as training does.

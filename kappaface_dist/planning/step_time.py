@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kappaface_dist.backbones.counting import Cost
-from kappaface_dist.config import Config
+from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.collectives import PlannedCall
 from kappaface_dist.planning.memory import JobSize, micro_batch_images

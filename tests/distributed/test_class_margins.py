@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import parallel
 from kappaface_dist.head import KappaFace, PartialFC
+from kappaface_dist.parallel import ranks as parallel
 from tests.processes import run_on_ranks
 
 NUM_CLASSES, SIZE, NUM_IMAGES, WINDOW = 37, 16, 12, 5

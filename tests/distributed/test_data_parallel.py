@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 
-from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.backbones.iresnet import Block
 from kappaface_dist.backbones.layers import run_block, running_statistics_kept
-from kappaface_dist.data_parallel import CudaGraphs, DataParallel, wrap_backbone
+from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.count_collectives import CountCollectives
+from kappaface_dist.training.data_parallel import CudaGraphs, DataParallel, wrap_backbone
 from tests.processes import run_on_ranks
 
 

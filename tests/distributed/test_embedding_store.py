@@ -6,8 +6,8 @@ import torch
 
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.data.images import decode_image, encode_jpeg
-from kappaface_dist.evaluation import embedding_store
-from kappaface_dist.evaluation.embedding_store import ImageList, embed_to_folder
+from kappaface_dist.evaluation.embedding import store as embedding_store
+from kappaface_dist.evaluation.embedding.store import ImageList, embed_to_folder
 from tests.processes import run_on_ranks
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import parallel
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.data.images import encode_jpeg
-from kappaface_dist.data.pair_file import PairFile
-from kappaface_dist.evaluation.pairs import evaluate_pairs
+from kappaface_dist.evaluation.one_to_one.pairs import evaluate_pairs
+from kappaface_dist.evaluation.sets.pair_file import PairFile
+from kappaface_dist.parallel import ranks as parallel
 from tests.processes import run_on_ranks
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from kappaface_dist import parallel
 from kappaface_dist.head import AdamWRows, ArcFace, CosFace, KappaFace, PartialFC, SGDRows
-from kappaface_dist.head.dense import DenseSide
 from kappaface_dist.head.shard import initial_centres, shard_classes
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.planning.dense_head import DenseSide
 from tests.dense_head import dense_loss, torch_optimizer
 from tests.head_steps import own_images, take_steps
 from tests.processes import run_on_ranks

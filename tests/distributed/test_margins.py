@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.data.counter_random import mix64
+from kappaface_dist.counter_random import mix64
 from kappaface_dist.head import AdaFace, CurricularFace, KappaFace, MagFace, PartialFC, SGDRows
 from kappaface_dist.head.margins import Images
 from kappaface_dist.head.shard import initial_centres

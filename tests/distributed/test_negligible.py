@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kappaface_dist import parallel
 from kappaface_dist.head import ArcFace, CurricularFace, PartialFC
-from kappaface_dist.head.negligible import choose_tiles
 from kappaface_dist.head.shard import initial_centres
+from kappaface_dist.head.softmax.negligible import choose_tiles
+from kappaface_dist.parallel import ranks as parallel
 from tests.head_steps import own_images
 from tests.processes import run_on_ranks
 

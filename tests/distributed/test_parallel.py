@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import parallel
+from kappaface_dist.parallel import ranks as parallel
 from tests.processes import run_on_ranks
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kappaface_dist import parallel
 from kappaface_dist.head import ArcFace, KappaFace, PartialFC
 from kappaface_dist.head.shard import initial_centres
+from kappaface_dist.parallel import ranks as parallel
 from tests.processes import run_on_ranks
 
 NUM_CLASSES, SIZE, NUM_IMAGES = 401, 16, 24

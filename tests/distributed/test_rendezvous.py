@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from kappaface_dist.rendezvous import agree_on_name
+from kappaface_dist.parallel.rendezvous import agree_on_name
 
 TIMEOUT = timedelta(seconds=20)
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import checkpoint, parallel, saver
-from kappaface_dist.checkpoint_folder import complete_checkpoints, damages
+from kappaface_dist.checkpoint import saver
+from kappaface_dist.checkpoint import tensors as checkpoint
+from kappaface_dist.checkpoint.folder import complete_checkpoints, damages
+from kappaface_dist.checkpoint.saver import Saver
 from kappaface_dist.head.shard import shard_classes
-from kappaface_dist.saver import Saver
+from kappaface_dist.parallel import ranks as parallel
 from tests.processes import run_on_ranks
 
 NUM_CLASSES = 37

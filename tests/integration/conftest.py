@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from kappaface_dist.data.faces import write_faces
+from kappaface_dist.made_up_faces.dataset import write_faces
 
 
 @pytest.fixture(scope="session")

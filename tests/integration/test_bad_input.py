@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist.build import build_job
-from kappaface_dist.config_file import load_config
-from kappaface_dist.data.dali import dali_is_installed
+from kappaface_dist.config.file import load_config
 from kappaface_dist.data.images import encode_jpeg
-from kappaface_dist.data.recordio import RecordWriter
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.data.loading.dali import dali_is_installed
+from kappaface_dist.data.sources.recordio import RecordWriter
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.trainer import Trainer
 from tests.commands import torchrun
 from tests.processes import run_on_ranks
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from kappaface_dist.config_file import load_config
+from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.calibration import MANY_ROWS, calibrated, measured_rates
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import make_plan, network_cost

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kappaface_dist.data.pair_file import read_pairs, write_pairs
+from kappaface_dist.evaluation.sets.pair_file import read_pairs, write_pairs
 from tests.commands import exit_line, python
 
 TOOL = "tools/compare_margins.py"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.backbones.export import save_backbone
 from kappaface_dist.data.images import encode_jpeg
-from kappaface_dist.data.recordio_writer import RecordWriter
-from kappaface_dist.embedder import load_embedder
+from kappaface_dist.data.sources.recordio_writer import RecordWriter
+from kappaface_dist.models.embedder import load_embedder
+from kappaface_dist.models.export import save_backbone
 from tests.integration.test_verification_tools import TORCHRUN, start
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist.backbones.export import load_backbone, save_backbone
 from kappaface_dist.data.images import decode_image, encode_jpeg
-from kappaface_dist.embedder import load_embedder
+from kappaface_dist.models.embedder import load_embedder
+from kappaface_dist.models.export import load_backbone, save_backbone
 from tests.integration.test_verification_tools import start
 from tests.unit.backbones.calibrated import calibrated_backbone
 

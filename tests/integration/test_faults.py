@@ -13,16 +13,9 @@ import time
 
 import pytest
 
-from kappaface_dist.checkpoint_folder import complete_checkpoints
+from kappaface_dist.checkpoint.folder import complete_checkpoints
 from tests.commands import ENVIRONMENT, ROOT, python, torchrun
-from tests.integration.faults import (
-    assert_same_end,
-    kill,
-    last_step,
-    start,
-    wait_for,
-    workers,
-)
+from tests.integration.faults import assert_same_end, kill, last_step, start, wait_for, workers
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks
 

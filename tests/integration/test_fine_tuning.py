@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist.build import build_job
-from kappaface_dist.checkpoint import load_alone, stored_tensors
-from kappaface_dist.config_file import load_config
-from kappaface_dist.data.faces import write_faces
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.checkpoint.tensors import load_alone, stored_tensors
+from kappaface_dist.config.file import load_config
+from kappaface_dist.made_up_faces.dataset import write_faces
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.trainer import Trainer
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import parallel
-from kappaface_dist.build import build_job
-from kappaface_dist.config_file import load_config
-from kappaface_dist.metrics import read_metrics
-from kappaface_dist.train_step import train_step
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.config.file import load_config
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.step import train_step
+from kappaface_dist.training.trainer import Trainer
 from tests.processes import run_on_ranks
 
 CPU = torch.device("cpu")

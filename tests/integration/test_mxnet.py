@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kappaface_dist.data.catalog import open_catalog
-from kappaface_dist.data.convert import convert
-from kappaface_dist.data.faces import write_faces
-from kappaface_dist.data.make_record import make_record
-from kappaface_dist.data.recordio import RecordWriter
+from kappaface_dist.data.prepare.convert import convert
+from kappaface_dist.data.prepare.make_record import make_record
+from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.data.sources.recordio import RecordWriter
+from kappaface_dist.made_up_faces.dataset import write_faces
 from tests.commands import ROOT
 from tests.unit.data.made_records import jpeg
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from kappaface_dist.config_file import load_config
+from kappaface_dist.config.file import load_config
 from kappaface_dist.head import build_margin
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.collectives import bucket_sizes

@@ -6,9 +6,9 @@ import re
 
 import torch
 
-from kappaface_dist.build import build_job
-from kappaface_dist.config_file import load_config
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.config.file import load_config
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.trainer import Trainer
 
 
 def run(path, *overrides):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import loss_guard, parallel
-from kappaface_dist.build import build_job
-from kappaface_dist.config_file import load_config
-from kappaface_dist.data.loader import Batch
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.config.file import load_config
+from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training import loss_guard
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.trainer import Trainer
 from tests.apex_stand_in import install
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks

@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.backbones.export import save_backbone
 from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_image, decode_picture, encode_jpeg
+from kappaface_dist.models.export import save_backbone
 from tests.integration.test_verification_tools import TORCHRUN, start
 
 

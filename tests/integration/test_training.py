@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist import parallel
-from kappaface_dist.backbones.export import load_backbone, weights_digest
-from kappaface_dist.build import build_job
-from kappaface_dist.config_file import load_config
-from kappaface_dist.metrics import read_metrics
-from kappaface_dist.trainer import Trainer
+from kappaface_dist.config.file import load_config
+from kappaface_dist.models.export import load_backbone, weights_digest
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.trainer import Trainer
 from tests.commands import ENVIRONMENT, ROOT, torchrun, torchrun_command
 from tests.processes import run_on_ranks
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.backbones.export import save_backbone
 from kappaface_dist.data.images import decode_image, encode_jpeg
-from kappaface_dist.data.pair_file import read_pairs
+from kappaface_dist.evaluation.sets.pair_file import read_pairs
+from kappaface_dist.models.export import save_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaface_dist.head import ArcFace, KappaFace, PartialFC, SGDRows
-from kappaface_dist.head.rows import Rows
-from kappaface_dist.head.second_pass import MicroBatch, whole_gradient
-from kappaface_dist.head.softmax import Softmax
-from kappaface_dist.head.streaming_softmax import negative_sums
+from kappaface_dist.head.softmax.rows import Rows
+from kappaface_dist.head.softmax.second_pass import MicroBatch, whole_gradient
+from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.streaming import negative_sums
 from tests.dense_head import dense_loss
 
 C, G, D = 500, 24, 32

@@ -2,13 +2,7 @@
 
 from kappaface_dist.head.margins.adaptive import AdaFace, CurricularFace, ElasticFace, MagFace
 from kappaface_dist.head.margins.angular import ArcFace, Combined, CosFace, NormFace, SphereFace
-from kappaface_dist.head.margins.base import (
-    Images,
-    Margin,
-    MarginState,
-    TargetLogit,
-    target_logit,
-)
+from kappaface_dist.head.margins.base import Images, Margin, MarginState, TargetLogit, target_logit
 from kappaface_dist.head.margins.build import MARGINS, build_margin
 from kappaface_dist.head.margins.kappaface import KappaFace
 

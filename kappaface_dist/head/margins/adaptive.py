@@ -9,11 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from kappaface_dist.head.margins.angular import (
-    angular_logit,
-    cosine_logit,
-    scaled_angular_logit,
-)
+from kappaface_dist.head.margins.angular import angular_logit, cosine_logit, scaled_angular_logit
 from kappaface_dist.head.margins.base import Images, Margin, MarginState, TargetLogit, require
 
 ANGLE = "an angle in radians, it must lie between 0 and π/2 = 1.571"

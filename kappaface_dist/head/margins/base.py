@@ -4,14 +4,19 @@ Shapes: G images on all ranks.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
-from kappaface_dist.head.softmax import Negatives
-
 # Small tensors by name, equal on all ranks; part of a checkpoint.
 MarginState = dict[str, torch.Tensor]
+
+
+class Negatives(Protocol):
+    """A margin's change of the other classes' logits, applied chunk by chunk in both passes."""
+
+    def transform(self, logit_GR: torch.Tensor) -> torch.Tensor:
+        """Change the logits s·cos θ_j in place; returns d new / d old. −∞ stays."""
 
 
 @dataclass(frozen=True)

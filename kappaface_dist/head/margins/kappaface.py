@@ -1,4 +1,4 @@
-"""The settings of KappaFace; `head/concentration.py` computes what they describe."""
+"""The settings of KappaFace; `concentration.py` computes what they describe."""
 
 import math
 from dataclasses import dataclass

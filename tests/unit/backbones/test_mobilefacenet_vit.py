@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
-from tests.unit.backbones.published_mobilefacenet import (
+from tests.unit.models.published_mobilefacenet import (
     MOBILEFACENETS,
     Shapes,
     mobilefacenet_shapes,

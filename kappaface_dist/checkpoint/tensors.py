@@ -1,0 +1,225 @@
+"""Checkpoints: the only file that saves and loads with torch.distributed.checkpoint and DTensor.
+
+A checkpoint is a folder with the tensors, written by all ranks together, their index `.metadata`,
+`state.json` with the numbers, and `SHA256SUMS` over all of it. Tensors with a row per class are
+stored as one of all classes each, so any number of ranks can read them back.
+Shapes: C all classes, K classes of this shard, X anything.
+"""
+
+import inspect
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from kappaface_dist.checkpoint.folder import NUMBERS, checksum, damages, part_folder, publish
+from kappaface_dist.checkpoint.index import read_index
+from kappaface_dist.parallel import ranks as parallel
+
+Tensors = dict[str, torch.Tensor]
+
+
+def one_state(replicated: Tensors, sharded: Tensors, num_classes: int) -> dict[str, torch.Tensor]:
+    """What `write` and torch store: the tensors that are the same on every rank as they are, those
+    [K, ...] of this rank's classes as views of one distributed tensor of all classes each.
+
+    Args:
+        replicated: tensors that are the same on every rank.
+        sharded: tensors [K, ...] of this rank's classes, in torch.chunk's partition.
+        num_classes: C.
+    """
+    if not dist.is_initialized():
+        return replicated | sharded
+    mesh: DeviceMesh | None = None
+    whole: dict[str, torch.Tensor] = {}
+    for name, tensor_KX in sharded.items():
+        if mesh is None:
+            mesh = init_device_mesh(tensor_KX.device.type, (parallel.world_size(),))
+        shape = torch.Size((num_classes, *tensor_KX.shape[1:]))
+        stride = torch.empty(shape, device="meta").stride()
+        whole[name] = DTensor.from_local(
+            tensor_KX, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
+        )
+    return replicated | whole
+
+
+def write(
+    folder: Path,
+    state: dict[str, torch.Tensor],
+    numbers: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint, which appears whole or not at all; collective.
+
+    Args:
+        folder: its own folder, made here.
+        state: from `one_state`.
+        numbers: anything that JSON holds, the same on every rank.
+        group: the ranks; a group of its own for a thread beside the training.
+
+    Raises:
+        RuntimeError: on every rank, when one of them could not write its part.
+    """
+    part = part_folder(folder)
+
+    def prepare() -> None:
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        with (part / NUMBERS).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(numbers, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def on_rank0(function: Any) -> None:
+        parallel.agree(lambda: function() if parallel.rank() == 0 else None, group)
+
+    try:
+        on_rank0(prepare)
+        with _quiet():
+            dcp.save(state, checkpoint_id=part, process_group=group)
+        # A rank's files carry its number; rank 0 has the index and the numbers beside them.
+        own = [*part.glob(f"__{parallel.rank()}_*")]
+        if parallel.rank() == 0:
+            own += [part / ".metadata", part / NUMBERS]
+        sums = parallel.agree(lambda: {path.name: checksum(path) for path in own}, group)
+        checksums = {k: v for one in parallel.gather_objects(sums, group) for k, v in one.items()}
+        on_rank0(lambda: publish(folder, checksums))
+    except dcp.CheckpointException as error:
+        on_rank0(lambda: shutil.rmtree(part, ignore_errors=True))
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise RuntimeError(f"rank {rank} could not write {part}: {cause}") from error
+    except OSError as error:
+        raise RuntimeError(f"{part} could not be written: {error}") from error
+
+
+def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) -> None:
+    """Read a checkpoint into the given tensors, in place; collective.
+
+    Raises:
+        ValueError: the checkpoint holds other tensors, or tensors of other shapes.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
+    shapes |= {name: [num_classes, *tensor.shape[1:]] for name, tensor in sharded.items()}
+    _check_shapes(folder, parallel.agree(lambda: stored_shapes(folder)), shapes)
+    _read(folder, one_state(replicated, sharded, num_classes))
+
+
+def load_alone(folder: Path, replicated: Tensors) -> None:
+    """Read replicated tensors in place, in this process without the others.
+
+    Raises:
+        ValueError: the checkpoint is not complete, or holds other tensors, or of other shapes.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
+    _check_shapes(folder, stored_shapes(folder), shapes)
+    _read(folder, dict(replicated), alone=True)
+
+
+def _check_shapes(
+    folder: Path, stored: dict[str, list[int]], expected: dict[str, list[int]]
+) -> None:
+    for name, shape in expected.items():
+        if name not in stored:
+            raise ValueError(
+                f"checkpoint {folder} has no tensor {name}: it is of another model or optimizer;"
+                " start in another run folder"
+            )
+        if stored[name] != shape:
+            raise ValueError(
+                f"checkpoint {folder} holds {name} of shape {stored[name]}, this model has {shape}:"
+                " it is of another model or dataset; start in another run folder"
+            )
+
+
+def _read(folder: Path, state: dict[str, torch.Tensor], *, alone: bool = False) -> None:
+    """Fill tensors from the checkpoint, which holds them all; alone: in this process only."""
+    with _quiet():
+        if not alone or not dist.is_initialized():
+            dcp.load(state, storage_reader=_Reader(folder))
+        elif "no_dist" in inspect.signature(dcp.load).parameters:
+            dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+        else:  # torch 2.6
+            dcp.load_state_dict(state, _Reader(folder), no_dist=True)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's files; the ranks share the reading; collective."""
+    parts = parallel.gather_objects(damages(folder, parallel.rank(), parallel.world_size()))
+    return [problem for part in parts for problem in part]
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Shape and type of every tensor in a checkpoint, by name."""
+    index = cast(dict[str, TensorStorageMetadata], read_index(folder).state_dict_metadata)
+    return {name: (list(entry.size), entry.properties.dtype) for name, entry in index.items()}
+
+
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Shape of every tensor in a checkpoint, by name."""
+    return {name: shape for name, (shape, _) in stored_tensors(folder).items()}
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's reader, which would run whatever program the index is."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        index = read_index(Path(self.path))
+        assert index.storage_meta is not None
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a process group torch warns that it takes one process for granted: it may.
+
+    Older torch has another sentence for it, and warns of load_state_dict, which alone can do it.
+    """
+    with warnings.catch_warnings():
+        for message in ("torch.distributed is (disabled|unavailable)", "`load_state_dict` is depr"):
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensors:
+    """The optimizer's state by parameter name; empty before the first step."""
+    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"optimizer.{names[parameter]}.{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def make_optimizer_tensors(
+    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module
+) -> Tensors:
+    """Give a fresh optimizer the state tensors that the checkpoint has; `load` then fills them.
+
+    The alternative, a step with zero gradients, would change momentum and weights.
+    """
+    stored = stored_tensors(folder)
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        for key, (shape, dtype) in stored.items():
+            if key.startswith(prefix):
+                # Step counters live on the CPU, tensors of the parameter's shape beside it.
+                device = parameter.device if shape == list(parameter.shape) else "cpu"
+                optimizer.state[parameter][key.removeprefix(prefix)] = torch.empty(
+                    shape, dtype=dtype, device=device
+                )
+    return optimizer_tensors(optimizer, model)

@@ -1,0 +1,1 @@
+"""The shuffled stream of images: read, decoded, augmented, in batches."""

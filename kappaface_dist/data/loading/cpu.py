@@ -1,0 +1,180 @@
+"""Decodes images with a pool of threads; libjpeg-turbo works outside Python's lock.
+
+Shapes: B images on this rank, H W the image size.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from kappaface_dist.data.images import decode_image, normalise_image
+from kappaface_dist.data.loading.augment import Changes
+from kappaface_dist.data.loading.augment_cpu import apply_changes
+from kappaface_dist.data.loading.buffers import Buffers
+from kappaface_dist.data.loading.readable import Readable
+from kappaface_dist.data.sources.catalog import Catalog
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read for one batch."""
+
+    index_B: np.ndarray  # images of the catalog
+    changes: Changes  # what to do to them
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """One decoded batch, in host memory, or on the device if DALI decodes there."""
+
+    image: torch.Tensor  # uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W]
+    label_B: torch.Tensor  # int64
+    num_replaced: int  # requested images that were unreadable, another taken instead
+    unreadable: dict[int, str] = field(default_factory=dict)  # image of the catalog -> why
+
+
+class CpuDecoder:
+    """Decodes the batches that are asked for, some ahead of the caller.
+
+    An unreadable image is replaced by the next readable one of the catalog, with that one's label.
+
+    Args:
+        catalog: the dataset.
+        batch_size: images per batch.
+        image_size: height and width of the pixels.
+        num_threads: that read, decode and change.
+        for_gpu: give uint8 in pinned memory, a quarter of the bytes to copy and normalised there;
+            otherwise the threads normalise, too.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        batch_size: int,
+        image_size: int,
+        num_threads: int,
+        for_gpu: bool,
+    ):
+        self._catalog = catalog
+        self._image_size = image_size
+        self._num_threads = num_threads
+        self._for_gpu = for_gpu
+        self._images = Buffers((batch_size, 3, image_size, image_size), np.float32)
+        self._readable = Readable(
+            catalog, lambda index: decode_image(catalog.read(index), image_size)
+        )
+
+    def batches(self, requests: Iterable[Request], ahead: int) -> Generator[HostBatch, None, None]:
+        """Decode the requests in order, up to `ahead` of them before they are taken.
+
+        Leaving the iterator ends its threads.
+
+        Raises:
+            ValueError: many images in a row are unreadable.
+        """
+        return run_ahead(self._submit, requests, ahead, self._num_threads)
+
+    def _submit(self, pool: ThreadPoolExecutor, request: Request) -> "_Pending":
+        num, size = len(request.index_B), self._image_size
+        if self._for_gpu:
+            image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)
+        else:
+            image = torch.from_numpy(self._images.take())
+        label_B = torch.empty(num, dtype=torch.int64)
+        tasks = [
+            pool.submit(
+                self._decode,
+                request.index_B[first:end],
+                request.changes.part(first, end),
+                image.numpy()[first:end],
+                label_B.numpy()[first:end],
+            )
+            for first, end in split(num, self._num_threads)
+        ]
+        return _Pending(image, label_B, tasks)
+
+    def _decode(
+        self, index_B: np.ndarray, changes: Changes, image_B: np.ndarray, label_B: np.ndarray
+    ) -> tuple[int, dict[int, str]]:
+        """Fill the two arrays; the number of replaced images, and which were unreadable."""
+        num_replaced = 0
+        unreadable: dict[int, str] = {}
+        for i, index in enumerate(index_B.tolist()):
+            taken, pixels_HW3 = self._readable.first(index, unreadable)
+            num_replaced += taken != index
+            pixels_HW3 = apply_changes(pixels_HW3, changes, i)
+            if self._for_gpu:
+                image_B[i] = pixels_HW3
+            else:
+                normalise_image(pixels_HW3, image_B[i])
+            label_B[i] = self._catalog.label_I[taken]
+        return num_replaced, unreadable
+
+
+@dataclass(frozen=True)
+class _Pending:
+    image: torch.Tensor
+    label_B: torch.Tensor
+    tasks: list[Future[tuple[int, dict[int, str]]]]
+
+    def wait(self) -> HostBatch:
+        num_replaced = 0
+        unreadable: dict[int, str] = {}
+        for task in self.tasks:
+            replaced, reasons = task.result()
+            num_replaced += replaced
+            unreadable |= reasons
+        return HostBatch(self.image, self.label_B, num_replaced, unreadable)
+
+
+class Pending(Protocol[T_co]):
+    """A batch that a pool of threads works on."""
+
+    def wait(self) -> T_co:
+        """Return the batch when it is finished."""
+
+
+def run_ahead(
+    submit: Callable[[ThreadPoolExecutor, Request], Pending[T_co]],
+    requests: Iterable[Request],
+    ahead: int,
+    num_threads: int,
+) -> Generator[T_co, None, None]:
+    """Yield what becomes of the requests, in order; up to `ahead` of them before they are taken.
+
+    Leaving the iterator ends its threads.
+
+    Args:
+        submit: begins the work on one request.
+        requests: taken as they are needed.
+        ahead: as said.
+        num_threads: of the pool.
+    """
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+    pending: deque[Pending[T_co]] = deque()
+    try:
+        for request in requests:
+            pending.append(submit(pool, request))
+            if len(pending) > ahead:
+                yield pending.popleft().wait()
+        while pending:
+            yield pending.popleft().wait()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def split(num: int, num_threads: int) -> Iterable[tuple[int, int]]:
+    """First and end of each thread's part of a batch.
+
+    One task per thread: fewer hand-overs than one per image, and still all threads busy.
+    """
+    return itertools.pairwise(np.linspace(0, num, min(num_threads, num) + 1).astype(int).tolist())

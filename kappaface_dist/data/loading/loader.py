@@ -1,0 +1,222 @@
+"""Batches for training, ready on the device.
+
+Shapes: B images on this rank, H W the image size.
+"""
+
+import logging
+import os
+import weakref
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kappaface_dist.data.loading.advice import Reading, advice
+from kappaface_dist.data.loading.augment import check_preset, draw_changes
+from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
+from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
+from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.sources.catalog import Catalog
+from kappaface_dist.parallel import ranks as parallel
+
+logger = logging.getLogger(__name__)
+
+LOADERS = ("auto", "dali", "cpu")
+BATCHES_AHEAD = 3
+
+
+class Batch(NamedTuple):
+    """What one step trains on."""
+
+    image_B3HW: torch.Tensor  # float32 in [-1, 1]
+    label_B: torch.Tensor  # int64
+
+
+class Loader:
+    """This rank's part of the image stream, decoded in the background.
+
+    Attributes:
+        num_read: images delivered to this rank.
+        num_corrupt: how many of them were unreadable and replaced by the next readable image.
+        corrupt: the unreadable images met so far, each once: (where it lies, why).
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        decoder: CpuDecoder | DaliDecoder,
+        *,
+        batch_size: int,
+        augment: str,
+        shuffle: Shuffle,
+        device: torch.device,
+        reading: Reading,
+    ):
+        self.num_read = 0
+        self.num_corrupt = 0
+        self.corrupt: list[tuple[str, str]] = []
+        self._catalog = catalog
+        self._shuffle = shuffle
+        self._batch_size = batch_size
+        self._augment = augment
+        self._device = device
+        self._reported: set[int] = set()
+        # Weak: a caller who drops the iterator ends it, and its threads with it.
+        self._running: weakref.ref[Generator[Batch, None, None]] | None = None
+        self._decoder = decoder
+        self._reading = reading
+        self._num_asked = 0
+        self._advised = False
+
+    def batches(self, position: int, num_steps: int) -> Iterator[Batch]:
+        """The batches of num_steps steps, the first of which begins at position of the stream.
+
+        Ends the iterator of an earlier call.
+
+        Raises:
+            ValueError: a thousand images in a row are unreadable.
+        """
+        self.close()
+        running = self._run(position, num_steps)
+        self._running = weakref.ref(running)
+        return running
+
+    def close(self) -> None:
+        """End the threads of the running iterator."""
+        running = self._running() if self._running else None
+        if running is not None:
+            running.close()
+
+    def advise(self, waited: float) -> str | None:
+        """What to change, if training waited for data for this share of the time.
+
+        Said once: not after the first stretch, which has the start in it, but after another.
+        """
+        self._num_asked += 1
+        if self._advised or self._num_asked == 1:
+            return None
+        text = advice(waited, self._reading)
+        self._advised = text is not None
+        return text
+
+    def _run(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
+        decoded = self._decoder.batches(self._requests(position, num_steps), BATCHES_AHEAD)
+        try:
+            for host in decoded:
+                self._count(host)
+                image = host.image.to(self._device, non_blocking=True)
+                image_B3HW = normalise(image) if image.dtype == torch.uint8 else image
+                yield Batch(image_B3HW, host.label_B.to(self._device, non_blocking=True))
+        finally:
+            decoded.close()
+
+    def _requests(self, position: int, num_steps: int) -> Iterator[Request]:
+        stride = self._batch_size * parallel.world_size()
+        first = position + self._batch_size * parallel.rank()
+        for start in range(first, first + stride * num_steps, stride):
+            position_B = np.arange(start, start + self._batch_size)
+            yield Request(
+                self._shuffle.indices(start, self._batch_size),
+                draw_changes(self._augment, self._shuffle.seed, position_B),
+            )
+
+    def _count(self, host: HostBatch) -> None:
+        self.num_read += len(host.label_B)
+        self.num_corrupt += host.num_replaced
+        for index, reason in host.unreadable.items():
+            if index not in self._reported:
+                self._reported.add(index)
+                self.corrupt.append((self._catalog.where(index), reason))
+                logger.warning("left out: %s: %s", *self.corrupt[-1])
+
+
+def build_loader(
+    catalog: Catalog,
+    *,
+    loader: str = "auto",
+    batch_size: int,
+    image_size: int = 112,
+    augment: str = "flip",
+    num_threads: int = 0,
+    block_shuffle: int = 0,
+    seed: int = 0,
+    device: torch.device,
+    dali_decodes: bool | None = None,
+) -> Loader:
+    """Make the loader of this rank.
+
+    Args:
+        catalog: the dataset.
+        loader: "dali" (on the GPU, or on the CPU if that is the device), "cpu", or "auto": DALI
+            where there is a GPU and DALI, otherwise the CPU loader, the faster one there.
+        batch_size: images per rank and step.
+        image_size: height and width that the network sees, in pixels.
+        augment: name of a preset in augment.py.
+        num_threads: decoder threads; 0 for this rank's share of the machine's cores.
+        block_shuffle: images per block that stay together on disk; 0 for a full shuffle.
+        seed: of the order and of the random changes.
+        device: where the batches go.
+        dali_decodes: whether DALI decodes the JPEGs or the threads that feed it; None: it does on
+            the GPU. (On the CPU it would cost more: DALI's decoder needs a check before it.)
+
+    Raises:
+        ValueError: there is no such loader or preset.
+        RuntimeError: DALI is asked for and not installed.
+    """
+    if loader not in LOADERS:
+        raise ValueError(f"data.loader is {loader!r}, it can be: {', '.join(LOADERS)}")
+    check_preset(augment)
+    num_threads = num_threads or threads_per_rank()
+    if loader == "auto":
+        loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"
+    decoder: CpuDecoder | DaliDecoder
+    if loader == "dali":
+        decoder = DaliDecoder(
+            catalog,
+            batch_size=batch_size,
+            image_size=image_size,
+            augment=augment,
+            num_threads=num_threads,
+            device=device,
+            dali_decodes=device.type == "cuda" if dali_decodes is None else dali_decodes,
+        )
+    else:
+        decoder = CpuDecoder(
+            catalog,
+            batch_size=batch_size,
+            image_size=image_size,
+            num_threads=num_threads,
+            for_gpu=device.type == "cuda",
+        )
+    return Loader(
+        catalog,
+        decoder,
+        batch_size=batch_size,
+        augment=augment,
+        shuffle=Shuffle(catalog.num_images, seed, block_shuffle),
+        device=device,
+        reading=Reading(
+            loader=loader,
+            on_gpu=device.type == "cuda",
+            has_dali=dali_is_installed(),
+            num_threads=num_threads,
+            num_cores=threads_per_rank(),
+            augment=augment,
+            block_shuffle=block_shuffle,
+        ),
+    )
+
+
+def normalise(image_BHW3: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels -> (x - 127.5) / 127.5, channels first, float32."""
+    num, height, width, channels = image_BHW3.shape
+    image_B3HW = torch.empty((num, channels, height, width), device=image_BHW3.device)
+    return image_B3HW.copy_(image_BHW3.permute(0, 3, 1, 2)).sub_(127.5).div_(127.5)
+
+
+def threads_per_rank() -> int:
+    """The cores that this process may use, divided by the processes on this machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

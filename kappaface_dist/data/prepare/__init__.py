@@ -1,0 +1,1 @@
+"""Making, converting and checking datasets."""

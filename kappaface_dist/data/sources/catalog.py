@@ -1,0 +1,195 @@
+"""A dataset: its images, their labels, images per class; all of it found in the data itself.
+
+Shapes: I images of the dataset, C classes.
+"""
+
+import glob
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kappaface_dist.data.sources.base import Source
+from kappaface_dist.data.sources.folder import FolderSource
+from kappaface_dist.data.sources.record import RecordSource
+from kappaface_dist.data.sources.table_source import TableSource
+from kappaface_dist.data.sources.tar_source import TarSource
+
+logger = logging.getLogger(__name__)
+
+# Kinds of dataset file, by the end of the name.
+FILE_SOURCES: dict[str, Callable[[Path], Source]] = {
+    ".rec": RecordSource,
+    ".tar": TarSource,
+    ".parquet": TableSource,
+    ".arrow": TableSource,
+}
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The images of one or several sources, numbered through.
+
+    Attributes:
+        sources: where the images come from.
+        first_image: number of the first image of each source.
+        label_I: class of each image, int32.
+        count_C: images of each class, int64; a class may have none.
+    """
+
+    sources: tuple[Source, ...]
+    first_image: tuple[int, ...]
+    label_I: np.ndarray
+    count_C: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of all sources."""
+        return len(self.label_I)
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return len(self.count_C)
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """The names of the identities' folders, by class; None for record files."""
+        return self.sources[0].class_names
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of image index; ValueError or OSError if they cannot be had."""
+        source, number = self._locate(index)
+        return source.read(number)
+
+    def checked(self) -> np.ndarray:
+        """Images known to be readable from an earlier check_record.py: bool [I]."""
+        out_I = np.zeros(self.num_images, dtype=bool)
+        for source, first in zip(self.sources, self.first_image, strict=True):
+            if isinstance(source, RecordSource) and (found := source.readable()) is not None:
+                out_I[first : first + len(found)] = found
+        return out_I
+
+    def where(self, index: int) -> str:
+        """How messages name image index: its file, and its record there."""
+        source, number = self._locate(index)
+        return source.where(number)
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        for source, first in zip(reversed(self.sources), reversed(self.first_image), strict=True):
+            if index >= first:
+                return source, index - first
+        raise IndexError(index)
+
+
+def open_catalog(train: str | Path | Sequence[str | Path]) -> Catalog:
+    """Open a dataset.
+
+    Args:
+        train: a .rec file, a WebDataset shard (.tar), a .parquet or .arrow file with the images in
+            it; a list of them or a pattern such as "shards/*.rec" (parts of one dataset, in the
+            order of their names, sharing their class numbers); a folder that holds train.rec or
+            such files of one kind; or a folder of images with a folder per identity.
+
+    Raises:
+        ValueError: nothing is there, a file is damaged, or its labels do not number the classes.
+    """
+    paths = find_sources(train)
+    sources = tuple(open_source(path) for path in paths)
+    sizes = [len(source.label_I) for source in sources]
+    # A single file's labels stay memory-mapped, shared by all processes of a machine.
+    label_I = sources[0].label_I
+    if len(sources) > 1:
+        label_I = np.concatenate([source.label_I for source in sources])
+    count_C = count_images(label_I, name=str(train))
+    for folder in {path.parent for path in paths if path.is_file()}:
+        compare_property(folder / "property", len(count_C))
+    first_image = tuple(int(first) for first in np.cumsum([0, *sizes[:-1]]))
+    return Catalog(sources, first_image, label_I, count_C)
+
+
+def find_sources(train: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files or the folder that `train` of open_catalog() means, without opening them."""
+    if not isinstance(train, (str, Path)):
+        if not train:
+            raise ValueError("the list of record files is empty: name at least one .rec file")
+        paths = [path for item in train for path in find_sources(item)]
+        folders = [path for path in paths if path.is_dir()]
+        if folders and len(paths) > 1:
+            raise ValueError(
+                f"{folders[0]} is a folder in a list of datasets, only files can be listed:"
+                " write it as a record with tools/make_record.py"
+            )
+        return paths
+    path = Path(train)
+    if path.is_dir():
+        if (path / "train.rec").is_file():
+            return [path / "train.rec"]
+        for suffix in FILE_SOURCES:
+            if files := sorted(path.glob(f"*{suffix}")):
+                return files
+        return [path]
+    if path.is_file():
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(str(train), recursive=True))
+    if not found:
+        raise ValueError(
+            f"there is no dataset at {train}: give the path of a .rec, .tar, .parquet or .arrow"
+            " file, a pattern that matches some, or a folder with one folder of images per identity"
+        )
+    return found
+
+
+def open_source(path: Path) -> Source:
+    """Open one file or folder."""
+    if path.is_dir():
+        return FolderSource(path)
+    if path.suffix not in FILE_SOURCES:
+        kinds = ", ".join(FILE_SOURCES)
+        raise ValueError(
+            f"{path} is not a dataset file ({kinds}): give one of those, or a folder with one"
+            " folder of images per identity"
+        )
+    return FILE_SOURCES[path.suffix](path)
+
+
+def count_images(label_I: np.ndarray, name: str) -> np.ndarray:
+    """Images of each class, int64 [C].
+
+    Raises:
+        ValueError: most of the classes up to the largest label have no image.
+    """
+    num_classes = int(label_I.max()) + 1
+    if num_classes > 2 * len(label_I):
+        # One absurd label must not fill the memory with counts.
+        count_C = np.empty(0, dtype=np.int64)
+        num_used = len(np.unique(label_I))
+    else:
+        count_C = np.bincount(label_I).astype(np.int64)
+        num_used = int(np.count_nonzero(count_C))
+    if num_used * 2 < num_classes:
+        raise ValueError(
+            f"{name} has labels up to {num_classes - 1}, but only {num_used} classes with images:"
+            " labels number the classes from 0 on, rebuild it with tools/make_record.py"
+        )
+    if num_used < num_classes:
+        num_empty = num_classes - num_used
+        logger.warning("%s: %d of %d classes have no image", name, num_empty, num_classes)
+    return count_C
+
+
+def compare_property(path: Path, num_classes: int) -> None:
+    """Warn if the `property` file beside a record ("classes,height,width") says otherwise."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if text.split(",")[0].strip() != str(num_classes):
+        logger.warning(
+            "%s says %r, but the labels number %d classes: the labels are used; correct the file,"
+            " or check that it belongs to this record",
+            path,
+            text[:60],
+            num_classes,
+        )

@@ -1,0 +1,1 @@
+"""From images to embeddings: computing, storing, and their files."""

@@ -1,0 +1,114 @@
+"""Embeddings of a dataset as files that other programs read: .npy with a list, or Parquet.
+
+Shapes: I images, D embedding size.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kappaface_dist.data.sources.base import list_identities, list_images
+from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings
+from kappaface_dist.evaluation.sets.face_lists import images_below
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to embed.
+
+    Attributes:
+        read: the encoded bytes of image i; ValueError or OSError if they cannot be had.
+        where: its file, or its record in a file.
+        label: its class; None where the images have none.
+    """
+
+    count: int
+    read: Callable[[int], bytes]
+    where: Callable[[int], str]
+    label: Callable[[int], int | None]
+
+
+def open_images(place: str | Path) -> Dataset:
+    """Open a dataset as training does, or any folder with images in it or below.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    folder = Path(place)
+    loose = folder.is_dir() and not (folder / "train.rec").is_file()
+    if loose and not any(list_images(folder / name)[0] for name in list_identities(folder)):
+        paths = images_below(folder)
+        return Dataset(
+            len(paths), lambda i: paths[i].read_bytes(), lambda i: str(paths[i]), lambda i: None
+        )
+    catalog = open_catalog(str(place))
+    return Dataset(
+        catalog.num_images, catalog.read, catalog.where, lambda i: int(catalog.label_I[i])
+    )
+
+
+def write_npy(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+    """embeddings.npy, written part by part, and images.jsonl with a line per row."""
+    target, listed = folder / "embeddings.npy", folder / "images.jsonl"
+    unfinished = target.with_name(target.name + ".part")
+    array: np.ndarray | None = None
+    for first, rows in unit_parts(stored):
+        if array is None:
+            array = np.lib.format.open_memmap(
+                unfinished, mode="w+", dtype=np.float32, shape=(stored.count, rows.shape[1])
+            )
+        array[first : first + len(rows)] = rows
+    assert isinstance(array, np.memmap)
+    array.flush()
+    with listed.open("w", encoding="utf-8") as file:
+        for i in range(dataset.count):
+            file.write(json.dumps({"image": dataset.where(i), "label": dataset.label(i)}) + "\n")
+    unfinished.replace(target)
+    return [target, listed]
+
+
+def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+    """embeddings.parquet: columns image, label, embedding (a list of D float32).
+
+    Raises:
+        RuntimeError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise RuntimeError(
+            "Parquet files are written with pyarrow: pip install 'kappaface_dist[parquet]'"
+        ) from error
+    target = folder / "embeddings.parquet"
+    unfinished = target.with_name(target.name + ".part")
+    writer = None
+    try:
+        for first, rows in unit_parts(stored):
+            numbers = range(first, first + len(rows))
+            values = pa.array(rows.ravel(), type=pa.float32())
+            table = pa.table(
+                {
+                    "image": pa.array([dataset.where(i) for i in numbers], type=pa.string()),
+                    "label": pa.array([dataset.label(i) for i in numbers], type=pa.int64()),
+                    "embedding": pa.FixedSizeListArray.from_arrays(values, rows.shape[1]),
+                }
+            )
+            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    unfinished.replace(target)
+    return [target]
+
+
+def unit_parts(stored: StoredEmbeddings) -> Iterator[tuple[int, np.ndarray]]:
+    """The parts of the store with rows of unit length; rows of NaN stay."""
+    for first, rows in stored.parts():
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        yield first, rows / np.where(norm > 0, norm, 1.0)

@@ -1,0 +1,1 @@
+"""1:1: verification of pairs, with its intervals."""

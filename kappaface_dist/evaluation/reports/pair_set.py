@@ -1,0 +1,142 @@
+"""Everything that a report says about one verification set.
+
+Shapes: P pairs.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kappaface_dist.evaluation.one_to_one.bootstrap import Intervals, bootstrap, pair_identities
+from kappaface_dist.evaluation.one_to_one.pairs import PairResult, evaluate_pairs, pixel_baseline
+from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
+from kappaface_dist.parallel import ranks as parallel
+
+NUM_HARDEST = 12
+
+
+@dataclass(frozen=True)
+class HardPair:
+    """Two encoded images that the model places wrongly, or nearly so."""
+
+    number: int
+    distance: float
+    first: bytes
+    second: bytes
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """One set's numbers, and the few pictures that a report shows; the set itself is let go.
+
+    Attributes:
+        sha256: of the set's file.
+        pixels: accuracy of raw pixels.
+        false_matches: different pairs, the closest first.
+        false_non_matches: same pairs, the most distant first.
+    """
+
+    path: Path
+    sha256: str
+    result: PairResult
+    same_P: np.ndarray
+    intervals: Intervals | None
+    pixels: float | None
+    false_matches: list[HardPair]
+    false_non_matches: list[HardPair]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        return {
+            **self.result.summary(),
+            "intervals": None if self.intervals is None else self.intervals.summary(),
+            "file": str(self.path),
+            "sha256": self.sha256,
+        }
+
+
+def report_set(
+    model: nn.Module,
+    path: Path,
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    num_replicates: int,
+    progress: Callable[[int], object] | None = None,
+) -> SetReport:
+    """Evaluate a model on one set; collective, with the same result on every rank.
+
+    Args:
+        num_replicates: of the bootstrap; 0 for no intervals.
+        progress: see embed_images.
+
+    Raises:
+        ValueError: the set or one of its images is not readable.
+    """
+    pairs = parallel.agree(lambda: read_pairs(path))
+    result = evaluate_pairs(
+        model,
+        pairs,
+        image_size=image_size,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    return describe_set(
+        path, pairs, result, pixels=pixel_baseline(pairs), num_replicates=num_replicates
+    )
+
+
+def describe_set(
+    path: Path, pairs: PairFile, result: PairResult, *, pixels: float | None, num_replicates: int
+) -> SetReport:
+    """The report on a set that was evaluated already; not collective.
+
+    Args:
+        pixels: accuracy of raw pixels (pixel_baseline).
+        num_replicates: of the bootstrap; 0 for no intervals.
+    """
+    intervals = None
+    if num_replicates:
+        intervals = bootstrap(
+            result.distance_P,
+            pairs.same_P,
+            pair_identities(pairs.payloads, pairs.same_P),
+            result.tar_at_far,
+            num_replicates=num_replicates,
+        )
+    order = np.argsort(result.distance_P, kind="stable")
+    return SetReport(
+        path=path,
+        sha256=_file_digest(path),
+        result=result,
+        same_P=pairs.same_P,
+        intervals=intervals,
+        pixels=pixels,
+        false_matches=_hard_pairs(pairs, result, order[~pairs.same_P[order]]),
+        false_non_matches=_hard_pairs(pairs, result, order[pairs.same_P[order]][::-1]),
+    )
+
+
+def _hard_pairs(pairs: PairFile, result: PairResult, numbers: np.ndarray) -> list[HardPair]:
+    return [
+        HardPair(
+            number,
+            float(result.distance_P[number]),
+            pairs.payloads[2 * number],
+            pairs.payloads[2 * number + 1],
+        )
+        for number in numbers[:NUM_HARDEST].tolist()
+    ]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The lists and files that say what is compared with what."""

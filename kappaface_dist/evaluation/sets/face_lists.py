@@ -1,0 +1,131 @@
+"""Probes, galleries and distractors of an identification test.
+
+From folders, from MegaFace's lists (JSON), or from TinyFace's (MATLAB).
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kappaface_dist.data.sources.base import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class FaceList:
+    """Image files, and the identity of each by name; None for distractors."""
+
+    paths: list[Path]
+    names: list[str | None]
+
+    def digest(self) -> str:
+        """SHA-256 over the files and identities in order, wherever their folders lie."""
+        digest = hashlib.sha256()
+        for path, name in zip(self.paths, self.names, strict=True):
+            digest.update(f"{path.parent.name}/{path.name}\t{name}\n".encode())
+        return digest.hexdigest()
+
+
+def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:
+    """Read a folder with a folder per identity, or a list like MegaFace's.
+
+    Args:
+        place: the folder; or a .json file {"path": [...], "id": [...]}, as
+            facescrub_features_list.json is; or TinyFace's probe_img_ID_pairs.mat or
+            gallery_match_img_ID_pairs.mat.
+        root: what the list's paths are relative to; if not given the list's own folder, or for
+            TinyFace's lists the folder Probe or Gallery_Match beside it.
+
+    Raises:
+        ValueError: nothing is there, or the list is malformed.
+        RuntimeError: a .mat file, and scipy is not installed.
+    """
+    place = Path(place)
+    if place.suffix == ".mat":
+        return _read_matlab_list(place, root)
+    if place.suffix == ".json":
+        content = _read_list(place)
+        names = content.get("id")
+        if not isinstance(names, list) or len(names) != len(content["path"]):
+            raise ValueError(
+                f'{place} has no "id" for each "path", which probes and galleries need'
+            )
+        base = Path(root) if root is not None else place.parent
+        return FaceList([base / path for path in content["path"]], [str(name) for name in names])
+    paths = images_below(place)
+    return FaceList(paths, [path.parent.name for path in paths])
+
+
+def read_distractors(place: str | Path, root: str | Path | None = None) -> FaceList:
+    """All images below a folder, or a list like megaface_features_list.json_1000000_1."""
+    place = Path(place)
+    if place.is_file():
+        base = Path(root) if root is not None else place.parent
+        paths = [base / path for path in _read_list(place)["path"]]
+    else:
+        paths = images_below(place)
+    return FaceList(paths, [None] * len(paths))
+
+
+# Variables of TinyFace's lists, and the folder beside them that holds the images.
+MATLAB_LISTS = {"probe": "Probe", "gallery": "Gallery_Match"}
+
+
+def _read_matlab_list(place: Path, root: str | Path | None) -> FaceList:
+    """A list of TinyFace: <kind>_set, a column of file names, and <kind>_ids, one of numbers."""
+    if not place.is_file():
+        raise ValueError(f"there is no file {place}, expected a list of images")
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError as error:
+        raise RuntimeError(
+            f"{place} is read with scipy: pip install 'kappaface_dist[tinyface]'"
+        ) from error
+    try:
+        content = loadmat(place)
+    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{place} is not a readable .mat file: {error}") from error
+    for kind, folder in MATLAB_LISTS.items():
+        if f"{kind}_set" in content and f"{kind}_ids" in content:
+            names = [str(np.ravel(cell)[0]) for cell in content[f"{kind}_set"].ravel()]
+            identities = [str(number) for number in content[f"{kind}_ids"].ravel()]
+            if not names or len(names) != len(identities):
+                raise ValueError(f"{place} has {len(names)} images and {len(identities)} ids")
+            base = Path(root) if root is not None else place.parent / folder
+            return FaceList([base / name for name in names], list(identities))
+    raise ValueError(
+        f"{place} holds {', '.join(k for k in content if not k.startswith('__')) or 'nothing'},"
+        " expected probe_set and probe_ids, or gallery_set and gallery_ids, as in TinyFace"
+    )
+
+
+def _read_list(place: Path) -> dict[str, list[str]]:
+    if not place.is_file():
+        raise ValueError(f"there is no file {place}, expected a list of images")
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{place} is not a JSON list of images: {error}") from error
+    paths = content.get("path") if isinstance(content, dict) else None
+    if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):
+        raise ValueError(f'{place} holds no list of names under "path"')
+    return content
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files in a folder and below, sorted; ValueError if there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}, expected one with images in it")
+    found = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise ValueError(f"{folder} has no image in it or below")
+    return sorted(found)

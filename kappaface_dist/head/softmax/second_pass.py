@@ -1,0 +1,186 @@
+"""The second pass: the gradient of each chunk of centres, from what the first pass left.
+
+The formulas are those of `streaming.py`.
+Shapes: G images on all ranks, M those of them that matter to a chunk, D embedding size, R rows of
+one chunk, S the rows in use.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from kappaface_dist.head.margins.base import Negatives
+from kappaface_dist.head.softmax.negligible import Tiles
+from kappaface_dist.head.softmax.products import multiply
+from kappaface_dist.head.softmax.rows import Rows
+from kappaface_dist.head.softmax.settings import Softmax, inverse_norms
+from kappaface_dist.head.softmax.streaming import Chunks, LogitCache
+
+# exp(−log D) stays finite: a denominator below e^-80 needs a scale near the largest, and every
+# centre, the target's too, on the far side of the sphere.
+SMALLEST_LOG_DENOMINATOR = -80.0
+
+
+@dataclass
+class MicroBatch:
+    """What the second pass needs of a batch whose loss has been differentiated.
+
+    Attributes:
+        embedding_GD: unit embeddings of all ranks.
+        column_G: as in `negative_sums`.
+        log_denominator_G: log D_i, shifted as the logits are.
+        target_slope_G: (p_i − 1) dT_i/dt_i; zero where the class is on another rank.
+        factor: d objective / d loss, as handed to loss.backward(): 0-dimensional.
+        rows: the rows that column_G counts in.
+        cache: what the first pass kept of its chunks.
+        absent_S: rows that this batch did not see though another micro-batch did; None if none.
+        negatives: as in `negative_sums`.
+        tiles: those to take, where some may be left out.
+    """
+
+    embedding_GD: torch.Tensor
+    column_G: torch.Tensor
+    log_denominator_G: torch.Tensor
+    target_slope_G: torch.Tensor
+    factor: torch.Tensor
+    rows: Rows
+    cache: LogitCache | None = None
+    absent_S: torch.Tensor | None = None
+    negatives: Negatives | None = None
+    tiles: Tiles | None = None
+
+
+def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
+    """The same micro-batches over the union of their rows, for one second pass.
+
+    Where they drew different rows, what their first passes kept does not fit the union's chunks,
+    and no tile is left out.
+    """
+    indices = [batch.rows.index_S for batch in batches if batch.rows.index_S is not None]
+    if len(batches) == 1 or not indices:
+        return batches
+    union_S = torch.cat(indices).unique()
+    shared = []
+    for batch, index_S in zip(batches, indices, strict=True):
+        place_S = torch.searchsorted(union_S, index_S)
+        absent_S = torch.ones(len(union_S), dtype=torch.bool, device=union_S.device)
+        absent_S[place_S] = False
+        column_G = torch.where(batch.column_G < 0, -1, place_S[batch.column_G.clamp_min(0)])
+        rows = replace(batch.rows, index_S=union_S)
+        batch = replace(batch, column_G=column_G, rows=rows, absent_S=absent_S)
+        shared.append(replace(batch, cache=None, tiles=None))
+    return shared
+
+
+class TargetTerms:
+    """a_j = Σ over the images of class j of (factor / G) (p_i − 1) (dT_i/dt_i) e_i.
+
+    Attributes:
+        row_X: the rows of the batches' classes, rising, each once; −1 in front where there are
+            classes of other ranks, a number beyond the last row behind.
+        term_XD: a_j of these rows, the places behind zero.
+    """
+
+    def __init__(self, batches: list[MicroBatch]):
+        column_X, order_X = torch.cat([batch.column_G for batch in batches]).sort(stable=True)
+        new_X = torch.ones_like(column_X)
+        new_X[1:] = column_X[1:] != column_X[:-1]
+        place_X = new_X.cumsum(0) - 1
+        beyond_X = torch.full_like(column_X, len(batches[0].rows))
+        self.row_X = beyond_X.scatter_(0, place_X, column_X)
+        terms = []
+        for batch in batches:
+            weight_G = batch.target_slope_G * (batch.factor / len(batch.column_G))
+            terms.append(batch.embedding_GD * weight_G[:, None])
+        term_XD = torch.cat(terms).index_select(0, order_X)
+        self.term_XD = torch.zeros_like(term_XD).index_add_(0, place_X, term_XD)
+
+    def add_to(self, h_RD: torch.Tensor, first: int, inverse_R: torch.Tensor) -> None:
+        """h_j += a_j / ‖w_j‖ for a chunk of rows."""
+        row_X, term_XD, num_rows = self.row_X, self.term_XD, len(inverse_R)
+        if row_X.device.type == "cpu":  # on a GPU the number of images would have to be waited for
+            ends = torch.searchsorted(row_X, torch.tensor([first, first + num_rows])).tolist()
+            row_X, term_XD = row_X[slice(*ends)], term_XD[slice(*ends)]
+        inside_X = (row_X >= first) & (row_X < first + num_rows)
+        # Rows of other chunks add zero to the first row.
+        place_X = torch.where(inside_X, row_X - first, 0)
+        inverse_X = torch.where(inside_X, inverse_R.index_select(0, place_X), 0.0)
+        h_RD.index_add_(0, place_X, term_XD * inverse_X[:, None])
+
+
+def raw_gradients(
+    batches: list[MicroBatch], softmax: Softmax
+) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+    """Second pass: (first, last, centres as they lie [R, D], h [R, D]) for each chunk of rows.
+
+    This is h without the targets' terms, which `gradient` or the kernel adds.
+    The micro-batches share their rows (`share_rows`). A chunk's centres and h may be changed before
+    the next chunk is asked for; h lies in a buffer that the next chunk takes.
+    """
+    weighted = []
+    for batch in batches:
+        log_D_G = batch.log_denominator_G.clamp_min(SMALLEST_LOG_DENOMINATOR)
+        weight_G = (-log_D_G).exp() * (batch.factor * softmax.scale / len(log_D_G))
+        weighted.append(batch.embedding_GD * weight_G[:, None])
+    chunks = Chunks(batches[0].embedding_GD, batches[0].rows, softmax)
+    buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
+    taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
+    for place, (first, last, chunk_RD) in enumerate(chunks):
+        h_RD, num_added = buffer_RD[: last - first], 0
+        for batch, weighted_GD, images in zip(batches, weighted, taken, strict=True):
+            image_M = None if images is None else images[place]
+            if image_M is not None:
+                if not len(image_M):
+                    continue
+                weighted_GD = weighted_GD.index_select(0, image_M)
+            share_GR = _shares(chunks, batch, chunk_RD, first, image_M)
+            if batch.absent_S is not None:
+                share_GR.masked_fill_(batch.absent_S[first:last], 0.0)
+            multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=num_added > 0)
+            num_added += 1
+        if not num_added:
+            h_RD.zero_()
+        yield first, last, chunk_RD, h_RD
+
+
+def _shares(
+    chunks: Chunks,
+    batch: MicroBatch,
+    chunk_RD: torch.Tensor,
+    first: int,
+    image_M: torch.Tensor | None,
+) -> torch.Tensor:
+    """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
+    kept_GR = None if batch.cache is None else batch.cache.get(first)
+    if kept_GR is not None:
+        return kept_GR if image_M is None else kept_GR.index_select(0, image_M)
+    operand_RD = batch.rows.operand(chunk_RD, chunks.softmax.dtype)
+    embedding_GD, column_G = batch.embedding_GD, batch.column_G
+    if image_M is not None:
+        embedding_GD = embedding_GD.index_select(0, image_M)
+        column_G = column_G.index_select(0, image_M)
+    share_MR, _ = chunks.shares(
+        embedding_GD, operand_RD, column_G, first, negatives=batch.negatives
+    )
+    return share_MR
+
+
+def gradient(
+    weight_RD: torch.Tensor, h_RD: torch.Tensor, targets: TargetTerms, first: int
+) -> torch.Tensor:
+    """d objective / d w of a chunk, in h's place: the targets' terms, then h − ŵ (ŵ·h)."""
+    inverse_R = inverse_norms(weight_RD, weight_RD.dtype)
+    targets.add_to(h_RD, first, inverse_R)
+    radial_R = torch.linalg.vecdot(h_RD, weight_RD).mul_(inverse_R.square_())
+    return h_RD.addcmul_(weight_RD, radial_R[:, None], value=-1.0)
+
+
+def whole_gradient(batches: list[MicroBatch], softmax: Softmax) -> torch.Tensor:
+    """d objective / d w [K, D] of the whole shard; zero for rows that are not in use."""
+    rows = batches[0].rows
+    gradient_KD, targets = torch.zeros_like(rows.weight_KD), TargetTerms(batches)
+    for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
+        place = slice(first, last) if rows.index_S is None else rows.index_S[first:last]
+        gradient_KD[place] = gradient(rows.centres(chunk_RD), h_RD, targets, first)
+    return gradient_KD

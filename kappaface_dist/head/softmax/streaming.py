@@ -1,0 +1,195 @@
+"""The exact margin softmax over all classes, in two passes over chunks of this shard's rows.
+
+With unit embeddings e_i (i = 1..G), centres ŵ_j = w_j / ‖w_j‖, scale s and target logits T_i:
+
+    loss = (1/G) Σ_i [ log( exp(T_i) + Z_i ) − T_i ],     Z_i = Σ_{j≠y_i} exp(s e_i·ŵ_j)
+    d loss/d e_i = (1/G) [ s U_i / D_i + (p_i − 1) (dT_i/dt_i) ŵ_{y_i} ]
+    d loss/d w_j = h_j − ŵ_j (ŵ_j·h_j),
+    h_j = (1/G) [ Σ_i (s Q_ij / D_i) e_i + (1/‖w_j‖) Σ_{i: y_i = j} (p_i − 1) (dT_i/dt_i) e_i ]
+
+with Q_ij = exp(s e_i·ŵ_j) / ‖w_j‖ for j ≠ y_i and 0 for j = y_i, U_i = Σ_j Q_ij w_j,
+D_i = exp(T_i) + Z_i and p_i = exp(T_i) / D_i. `negative_sums` is the first pass (Z and U),
+`second_pass.py` the second (h). Neither holds more than one chunk of logits: no G x K tensor
+exists. The products run on raw centres, so no normalised copy does either; and D is put
+on the side of e, so that the second pass can take Q as the first one left it (`LogitCache`).
+
+The target's logit is masked before exp: subtracted afterwards it would take the other classes with
+it. All logits are shifted by a constant so that exp of the largest possible one is at most e^64:
+the sum over 1e8 classes then stays within fp32's range, and no running maximum is needed.
+
+Shapes: G images on all ranks, D embedding size, K classes of this shard, R rows of one chunk, S the
+rows in use (all K, or those that were sampled).
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from kappaface_dist.head.margins.base import Negatives
+from kappaface_dist.head.softmax.products import multiply
+from kappaface_dist.head.softmax.rank_one import NearestNegatives
+from kappaface_dist.head.softmax.rows import Rows
+from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
+
+
+class LogitCache:
+    """Q of the first pass's first chunks in bf16, for the second pass; recomputed beyond a budget.
+
+    bf16 keeps 8 bits, so the centres' gradient is off by up to 2^-9 of each image's share; the loss
+    and the embeddings' gradient are not touched.
+    """
+
+    def __init__(self, num_bytes: int):
+        self.num_bytes = num_bytes
+        self._block: torch.Tensor | None = None
+        self._chunks: dict[int, torch.Tensor] = {}
+        self.used_bytes = 0
+
+    def place(self, num_images: int, rows: Rows, first: int, last: int) -> torch.Tensor | None:
+        """Where to put rows first..last-1 [G, R]; None if there is no room for them."""
+        used = self.used_bytes // 2
+        size = num_images * (last - first)
+        if (used + size) * 2 > self.num_bytes:
+            return None
+        if self._block is None:
+            block_size = min(self.num_bytes // 2, num_images * len(rows))
+            self._block = rows.weight_KD.new_empty(block_size, dtype=torch.bfloat16)
+        self._chunks[first] = self._block[used : used + size].view(num_images, last - first)
+        self.used_bytes += size * 2
+        return self._chunks[first]
+
+    def get(self, first: int) -> torch.Tensor | None:
+        return self._chunks.get(first)
+
+
+def mask_targets(logit_GR: torch.Tensor, column_G: torch.Tensor, first: int) -> None:
+    """logit[i, column_i − first] = −∞ in place, where that column lies in this chunk.
+
+    No boolean indexing: on a GPU that would wait for the device.
+    """
+    outside_G = (column_G < first) | (column_G >= first + logit_GR.shape[1])
+    index_G1 = (column_G - first).clamp_(0, logit_GR.shape[1] - 1)[:, None]
+    kept_G1 = logit_GR.gather(1, index_G1)
+    logit_GR.scatter_(1, index_G1, kept_G1.masked_fill_(~outside_G[:, None], -torch.inf))
+
+
+def exponentiate(
+    product_GR: torch.Tensor,
+    inverse_R: torch.Tensor,
+    column_G: torch.Tensor,
+    first: int,
+    softmax: Softmax,
+    negatives: Negatives | None = None,
+) -> torch.Tensor:
+    """e_i·w_j -> Q_ij exp(−shift), in place; returns Σ_j exp(s e_i·ŵ_j − shift) of this chunk, [G].
+
+    Where the margin changes the logits, Q is multiplied with the derivative of that change.
+
+    All that happens to a negative's logit happens here, for both passes.
+    """
+    slope_GR = None
+    product_GR.mul_(inverse_R * (softmax.scale * LOG2_E))
+    if softmax.filter_threshold is not None:
+        limit = softmax.filter_threshold * softmax.scale * LOG2_E
+        product_GR.masked_fill_(product_GR > limit, -torch.inf)
+    if negatives is not None:
+        slope_GR = negatives.transform(product_GR.div_(LOG2_E))
+        product_GR.mul_(LOG2_E)
+    if softmax.shift:
+        product_GR.sub_(softmax.shift * LOG2_E)
+    mask_targets(product_GR, column_G, first)
+    sum_G = product_GR.exp2_().sum(dim=1)
+    product_GR.mul_(inverse_R)
+    if slope_GR is not None:
+        product_GR.mul_(slope_GR)
+    return sum_G
+
+
+class Chunks:
+    """Iterates over chunks of rows and computes Q of each in buffers that it reuses."""
+
+    def __init__(self, embedding_GD: torch.Tensor, rows: Rows, softmax: Softmax):
+        self.rows, self.softmax = rows, softmax
+        self.nearest: NearestNegatives | None = None
+        self.size = min(softmax.chunk_rows(embedding_GD), max(1, len(rows)))
+        self.kernels = softmax.kernels(embedding_GD.device)
+        self._product = embedding_GD.new_empty(len(embedding_GD) * self.size)
+        self._share = self._product
+        if self.kernels is not None:
+            self._share = torch.empty_like(self._product, dtype=torch.bfloat16)
+
+    def __iter__(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(first, last, centres as they lie [R, D])."""
+        for first, last in self.rows.chunks(self.size):
+            yield first, last, self.rows.select(self.rows.weight_KD, first, last)
+
+    def shares(
+        self,
+        embedding_GD: torch.Tensor,
+        operand_RD: torch.Tensor,
+        column_G: torch.Tensor,
+        first: int,
+        keep: torch.Tensor | None = None,
+        negatives: Negatives | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(Q [G, R], its part of Z [G]); Q goes to keep, too, if that is given."""
+        inverse_R = inverse_norms(operand_RD, self._product.dtype)
+        softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
+        product_GR = self._product[: shape[0] * shape[1]].view(shape)
+        multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
+        if self.nearest is not None:
+            self.nearest.see(product_GR, inverse_R, column_G, first)
+        if self.kernels is None or negatives is not None:
+            sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax, negatives)
+            if keep is not None:
+                keep.copy_(product_GR)
+            return product_GR, sum_G
+        share_GR = self._share[: shape[0] * shape[1]].view(shape) if keep is None else keep
+        limit = softmax.filter_threshold
+        sum_G = self.kernels.exponentiate(
+            product_GR,
+            inverse_R,
+            column_G,
+            first,
+            factor=softmax.scale * LOG2_E,
+            shift=softmax.shift * LOG2_E,
+            limit=None if limit is None else limit * softmax.scale * LOG2_E,
+            out=share_GR,
+        )
+        return share_GR, sum_G
+
+
+def negative_sums(
+    embedding_GD: torch.Tensor,
+    rows: Rows,
+    column_G: torch.Tensor,
+    softmax: Softmax,
+    cache: LogitCache | None = None,
+    negatives: Negatives | None = None,
+    nearest: NearestNegatives | None = None,
+    parts: list[torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """First pass: (Z [G], U [G, D]) over this shard's rows, both times exp(−shift).
+
+    Args:
+        embedding_GD: unit embeddings.
+        column_G: where each image's class is among the rows; −1 if it is on another rank.
+        cache: takes what the second pass can use again.
+        negatives, nearest: how the margin changes the other classes' logits; what looks at them.
+        parts: gets each chunk's part of Z [G].
+    """
+    sum_G = embedding_GD.new_zeros(len(embedding_GD))
+    sum_GD = torch.zeros_like(embedding_GD)
+    chunks = Chunks(embedding_GD, rows, softmax)
+    chunks.nearest = nearest
+    for first, last, chunk_RD in chunks:
+        operand_RD = rows.operand(chunk_RD, softmax.dtype)
+        keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)
+        share_GR, part_G = chunks.shares(
+            embedding_GD, operand_RD, column_G, first, keep_GR, negatives
+        )
+        sum_G += part_G
+        if parts is not None:
+            parts.append(part_G)
+        multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
+    return sum_G, sum_GD

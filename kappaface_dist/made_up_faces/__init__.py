@@ -1,0 +1,1 @@
+"""The embedded dataset: rendered faces of made-up people."""

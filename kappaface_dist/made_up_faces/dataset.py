@@ -1,0 +1,198 @@
+"""Renders made-up identities: the embedded default dataset.
+
+render_face(seed, identity, image) depends on its arguments alone. write_faces makes a training
+record of it, with a long-tailed number of images per identity, and verification pairs of others.
+
+Shapes: H W image size; P pairs.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from kappaface_dist.data.images import encode_jpeg
+from kappaface_dist.data.sources.recordio_writer import MAX_LABEL, RecordWriter
+from kappaface_dist.evaluation.sets.pair_file import write_pairs
+from kappaface_dist.made_up_faces.accessories import draw_accessories
+from kappaface_dist.made_up_faces.features import (
+    draw_body,
+    draw_eyes,
+    draw_mouth,
+    draw_nose,
+    draw_skin,
+)
+from kappaface_dist.made_up_faces.hair import draw_back_of_head, draw_beard, draw_front_hair
+from kappaface_dist.made_up_faces.identity import (
+    PAIRS,
+    PIXELS,
+    draw_difficulty,
+    draw_identity,
+    draw_num_images,
+    draw_photo,
+    numbered_generator,
+)
+from kappaface_dist.made_up_faces.render import SUPERSAMPLING, background, develop, make_head
+
+# Identities for verification are numbered from here on: never met in training, whatever its size.
+FIRST_UNSEEN = 1_000_000_000
+UNSEEN_IMAGES = 10
+MAX_PAIRS = 2000
+
+PhotoNumber = tuple[int, int, int, int]  # seed, identity, image, image size
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+
+
+def render_face(seed: int, identity: int, image: int, image_size: int = 112) -> np.ndarray:
+    """One photo of one made-up identity, uint8 [image_size, image_size, 3], RGB."""
+    traits = draw_identity(seed, identity)
+    photo = draw_photo(seed, identity, image)
+    rng = numbered_generator(seed, PIXELS, identity, image)
+    size = image_size * SUPERSAMPLING
+    empty = background(rng, size)
+    canvas = empty.copy()
+    head = make_head(traits, photo, ImageDraw.Draw(canvas, "RGBA"), size)
+    draw_body(head, rng)
+    draw_back_of_head(head, photo)
+    draw_skin(head, photo)
+    draw_beard(head)
+    draw_mouth(head, photo)
+    draw_nose(head, photo)
+    draw_eyes(head, photo)
+    draw_front_hair(head, photo)
+    draw_accessories(head, photo, rng)
+    return develop(canvas, empty, head, photo, rng)
+
+
+def face_jpeg(photo: PhotoNumber) -> bytes:
+    """The photo (seed, identity, image, image size) as JPEG; its quality is part of the photo."""
+    seed, identity, image, image_size = photo
+    quality = 92 - round(abs(draw_photo(seed, identity, image).compression))
+    return encode_jpeg(render_face(seed, identity, image, image_size), quality=quality)
+
+
+def render_all(photos: Sequence[PhotoNumber], processes: int) -> Iterator[bytes]:
+    """The JPEGs of photos, in their order, made by this many processes."""
+    if processes == 1:
+        yield from map(face_jpeg, photos)
+        return
+    # Fresh processes: a fork of one that runs threads (torch, a progress bar) may hang. And where
+    # one is killed the executor raises, while multiprocessing.Pool waits for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(face_jpeg, photos, chunksize=32)
+
+
+def draw_pairs(seed: int, num_identities: int) -> tuple[np.ndarray, np.ndarray]:
+    """Verification pairs of num_identities people with UNSEEN_IMAGES images each.
+
+    Returns:
+        image numbers int64 [P, 2] (identity * UNSEEN_IMAGES + image), all different, and
+        bool [P], True for the same person; the two kinds alternate, so every fold is balanced.
+    """
+    rng = numbered_generator(seed, PAIRS, 0)
+    first, second = np.triu_indices(UNSEEN_IMAGES, k=1)
+    offset = UNSEEN_IMAGES * np.arange(num_identities)[:, None]
+    same_S2 = np.stack([(offset + first).ravel(), (offset + second).ravel()], axis=1)
+    num_same = min(len(same_S2), MAX_PAIRS // 2)
+    same_S2 = rng.permutation(same_S2)[:num_same]
+    num_images = num_identities * UNSEEN_IMAGES
+    candidate_S2 = np.sort(rng.integers(0, num_images, (8 * num_same + 640, 2)), axis=1)
+    first_S, second_S = candidate_S2.T // UNSEEN_IMAGES
+    candidate_S2 = candidate_S2[first_S != second_S]
+    _, position = np.unique(candidate_S2, axis=0, return_index=True)
+    different_S2 = candidate_S2[np.sort(position)][:num_same]
+    pair_P2 = np.stack([same_S2, different_S2], axis=1).reshape(-1, 2)
+    return pair_P2, np.tile([True, False], num_same)
+
+
+def contact_sheet(
+    seed: int, identities: Iterable[int], columns: int, image_size: int
+) -> Image.Image:
+    """A picture to look at: a row per identity, its first images side by side."""
+    rows = [
+        np.concatenate([render_face(seed, i, k, image_size) for k in range(columns)], axis=1)
+        for i in identities
+    ]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def check_request(
+    num_identities: int, num_unseen: int, seed: int, image_size: int, processes: int
+) -> None:
+    """Raise ValueError with one sentence for a dataset that cannot be made."""
+    for name, value, low, high in (
+        ("identities", num_identities, 2, MAX_LABEL),
+        ("unseen-identities", num_unseen, 2, MAX_LABEL),
+        ("seed", seed, 0, 2**63),
+        ("image-size", image_size, 32, 1024),
+        ("processes", processes, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}, but must be from {low} to {high}")
+
+
+def write_faces(
+    folder: str | Path,
+    *,
+    num_identities: int,
+    num_unseen: int,
+    seed: int,
+    image_size: int,
+    processes: int,
+    progress: Progress = lambda items, total: items,
+) -> dict[str, Any]:
+    """Write train.rec, train.idx, property, unseen.bin and sheet.png to folder.
+
+    Args:
+        progress: wraps the iterable of encoded images, given their number (a progress bar).
+
+    Returns:
+        what was made: counts, files, images and difficulty per identity.
+
+    Raises:
+        ValueError: a setting is out of its range.
+        OSError: the folder cannot be written.
+        RuntimeError: a drawing process was killed.
+    """
+    check_request(num_identities, num_unseen, seed, image_size, processes)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = [draw_num_images(seed, identity) for identity in range(num_identities)]
+    labels = np.repeat(np.arange(num_identities), counts).tolist()
+    photos: list[PhotoNumber] = [
+        (seed, identity, image, image_size)
+        for identity, n in enumerate(counts)
+        for image in range(n)
+    ]
+    photos += [
+        (seed, FIRST_UNSEEN + identity, image, image_size)
+        for identity in range(num_unseen)
+        for image in range(UNSEEN_IMAGES)
+    ]
+    payloads = iter(progress(render_all(photos, processes), len(photos)))
+    with RecordWriter(folder / "train") as writer:
+        for label in labels:
+            writer.write(label, next(payloads))
+    unseen = list(payloads)
+    pair_P2, same_P = draw_pairs(seed, num_unseen)
+    write_pairs(folder / "unseen.bin", [unseen[i] for i in pair_P2.ravel()], same_P)
+    (folder / "property").write_text(f"{num_identities},{image_size},{image_size}\n")
+    contact_sheet(seed, range(min(num_identities, 12)), 10, image_size).save(folder / "sheet.png")
+    return {
+        "identities": num_identities,
+        "images": len(labels),
+        "image_size": image_size,
+        "seed": seed,
+        "images_per_identity": counts,
+        "difficulty": [round(draw_difficulty(seed, i), 4) for i in range(num_identities)],
+        "unseen_identities": num_unseen,
+        "unseen_images": len(unseen),
+        "pairs": len(same_P),
+        "same_pairs": int(same_P.sum()),
+        "files": ["train.rec", "train.idx", "property", "unseen.bin", "sheet.png"],
+    }

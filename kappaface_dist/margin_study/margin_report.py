@@ -1,0 +1,251 @@
+"""What KappaFace made of a run's classes: tables of the margins, and who is hard.
+
+Shapes: C classes, I images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kappaface_dist.checkpoint import tensors as checkpoint
+from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, read_numbers
+from kappaface_dist.config.file import load_config
+from kappaface_dist.data.sources.catalog import Catalog, open_catalog
+from kappaface_dist.head import KappaFace, build_margin
+from kappaface_dist.training.metrics import read_metrics
+
+# Upper ends of the classes' sizes in the table; the last row has the rest.
+SIZE_BOUNDS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+@dataclass(frozen=True)
+class ClassMeasures:
+    """A checkpoint's classes.
+
+    Attributes:
+        margin: the settings that the run was trained with.
+        count_C: images of each class.
+        margin_C: radians.
+        kappa_C: concentration; NaN where none was measured: the class is neutral.
+        history: the lines of metrics.jsonl with quantiles of the concentrations, up to the
+            checkpoint.
+    """
+
+    folder: Path
+    step: int
+    margin: KappaFace
+    catalog: Catalog
+    count_C: np.ndarray
+    margin_C: np.ndarray
+    kappa_C: np.ndarray
+    history: list[dict[str, float]]
+
+
+def read_measures(path: Path, train: str | None = None) -> ClassMeasures:
+    """Read a run folder's last checkpoint, or a checkpoint inside a run folder.
+
+    Args:
+        train: where the run's data is now, if not where its config.yaml says.
+
+    Raises:
+        ValueError: nothing usable is there, the run's margin has no concentrations, or the data is
+            not that of the run.
+    """
+    folder = _checkpoint(path)
+    run = folder.resolve().parents[1]
+    if not (run / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder} is a checkpoint without its run: {run / 'config.yaml'} says what it was"
+            " trained with, put the checkpoint back into RUN/checkpoints"
+        )
+    config = load_config(run / "config.yaml")
+    margin = build_margin(**config.margin)
+    if not isinstance(margin, KappaFace):
+        raise ValueError(
+            f"{run} was trained with margin.name={config.margin['name']}, which keeps no"
+            " concentrations: only runs with kappaface have a report"
+        )
+    num_classes = checkpoint.stored_shapes(folder)["head.margin"][0]
+    tensors = {
+        "head.margin": torch.empty(num_classes),
+        "head.statistics.kappa": torch.empty(num_classes),
+    }
+    checkpoint.load_alone(folder, tensors)
+    catalog = open_catalog(train or config.data.train)
+    if catalog.num_classes != num_classes:
+        raise ValueError(
+            f"{train or config.data.train} has {catalog.num_classes} classes, the checkpoint"
+            f" {num_classes}: name the data of this run with --train"
+        )
+    step = read_numbers(folder)["run"]["step"]
+    lines = read_metrics(run / "metrics.jsonl")
+    return ClassMeasures(
+        folder=folder,
+        step=step,
+        margin=margin,
+        catalog=catalog,
+        count_C=np.asarray(catalog.count_C),
+        margin_C=tensors["head.margin"].numpy(),
+        kappa_C=tensors["head.statistics.kappa"].numpy(),
+        history=[x for x in lines if "concentration_p50" in x and x["step"] <= step],
+    )
+
+
+def _checkpoint(path: Path) -> Path:
+    if (path / CHECKSUMS).is_file():
+        return path
+    found = complete_checkpoints(path / "checkpoints")
+    if not found:
+        raise ValueError(f"{path} is neither a complete checkpoint nor a run folder with one")
+    return found[-1]
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 on, equal values sharing the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place]
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Pearson's coefficient; None where one of the two does not vary."""
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(first.astype(np.float64), second.astype(np.float64))[0, 1])
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's coefficient; None where one of the two does not vary."""
+    return correlation(average_ranks(first), average_ranks(second))
+
+
+def margin_summary(classes: ClassMeasures) -> dict[str, Any]:
+    """The numbers of the report, ready for JSON. Classes without an image are left out."""
+    used_C = classes.count_C > 0
+    count_C, margin_C = classes.count_C[used_C], classes.margin_C[used_C]
+    kappa_C = classes.kappa_C[used_C]
+    measured_C = np.isfinite(kappa_C)
+    return {
+        "checkpoint": str(classes.folder),
+        "step": classes.step,
+        "classes": len(count_C),
+        "images": int(count_C.sum()),
+        "margin": {
+            "min": float(margin_C.min()),
+            "mean": float(margin_C.mean()),
+            "mean_over_images": float(np.average(margin_C, weights=count_C)),
+            "max": float(margin_C.max()),
+        },
+        "neutral_share": float(1 - measured_C.mean()),
+        "correlation": {
+            "margin_with_log_images_pearson": correlation(margin_C, np.log(count_C)),
+            "margin_with_images_spearman": spearman(margin_C, count_C),
+            "concentration_with_log_images_pearson": correlation(
+                kappa_C[measured_C], np.log(count_C[measured_C])
+            ),
+            "concentration_with_images_spearman": spearman(
+                kappa_C[measured_C], count_C[measured_C]
+            ),
+        },
+        "by_images": list(_by_images(count_C, margin_C, kappa_C)),
+        "hardest": [_class_entry(classes, c) for c in hardest(classes, 8)],
+        "easiest": [_class_entry(classes, c) for c in easiest(classes, 8)],
+    }
+
+
+def hardest(classes: ClassMeasures, num: int) -> list[int]:
+    """The classes of the lowest concentrations, lowest first."""
+    return _by_concentration(classes)[:num].tolist()
+
+
+def easiest(classes: ClassMeasures, num: int) -> list[int]:
+    """The classes of the highest concentrations, highest first."""
+    return _by_concentration(classes)[::-1][:num].tolist()
+
+
+def _by_concentration(classes: ClassMeasures) -> np.ndarray:
+    measured = np.flatnonzero(np.isfinite(classes.kappa_C))
+    return measured[np.argsort(classes.kappa_C[measured], kind="stable")]
+
+
+def _class_entry(classes: ClassMeasures, number: int) -> dict[str, Any]:
+    names = classes.catalog.class_names
+    return {
+        "class": number,
+        "name": names[number] if names is not None else None,
+        "images": int(classes.count_C[number]),
+        "concentration": float(classes.kappa_C[number]),
+        "margin": float(classes.margin_C[number]),
+    }
+
+
+def _by_images(count_C: np.ndarray, margin_C: np.ndarray, kappa_C: np.ndarray):  # type: ignore[no-untyped-def]
+    low = 0
+    for high in (*SIZE_BOUNDS, int(count_C.max())):
+        mask_C = (count_C > low) & (count_C <= high)
+        if mask_C.any():
+            known_C = kappa_C[mask_C][np.isfinite(kappa_C[mask_C])]
+            yield {
+                "images": [int(count_C[mask_C].min()), int(count_C[mask_C].max())],
+                "classes": int(mask_C.sum()),
+                "margin_mean": float(margin_C[mask_C].mean()),
+                "margin_min": float(margin_C[mask_C].min()),
+                "margin_max": float(margin_C[mask_C].max()),
+                "concentration_median": float(np.median(known_C)) if len(known_C) else None,
+                "neutral_share": float(1 - len(known_C) / mask_C.sum()),
+            }
+        low = max(low, high)
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary as Markdown that reads as plain text too."""
+    margin, related = summary["margin"], summary["correlation"]
+    lines = [
+        f"# Margins of {summary['checkpoint']}",
+        "",
+        f"Step {summary['step']}: {summary['classes']} classes, {summary['images']} images; margin"
+        f" {margin['min']:.3f} to {margin['max']:.3f}, mean {margin['mean']:.3f} over classes and"
+        f" {margin['mean_over_images']:.3f} over images.",
+        f"Neutral classes, too few images to measure: {summary['neutral_share']:.1%}.",
+        "",
+        "| correlation | with log images (Pearson) | with images (Spearman) |",
+        "|---|---|---|",
+    ]
+    for name in ("margin", "concentration"):
+        cells = [
+            _number(related[f"{name}_with_{key}"], "+.2f")
+            for key in ("log_images_pearson", "images_spearman")
+        ]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    lines += [
+        "",
+        "| images | classes | mean margin | from | to | median concentration | neutral |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["by_images"]:
+        low, high = row["images"]
+        lines.append(
+            f"| {low if low == high else f'{low} to {high}'} | {row['classes']}"
+            f" | {row['margin_mean']:.3f} | {row['margin_min']:.3f} | {row['margin_max']:.3f}"
+            f" | {_number(row['concentration_median'], '.1f')} | {row['neutral_share']:.0%} |"
+        )
+    for title in ("hardest", "easiest"):
+        lines += ["", *_class_rows(title, summary[title])]
+    return "\n".join(lines) + "\n"
+
+
+def _class_rows(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {entry['class']}{' ' + entry['name'] if entry['name'] else ''} | {entry['images']}"
+        f" | {entry['concentration']:.1f} | {entry['margin']:.3f} |"
+        for entry in entries
+    ]
+    return [f"| {title} classes | images | concentration | margin |", "|---|---|---|---|", *rows]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

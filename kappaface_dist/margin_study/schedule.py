@@ -1,0 +1,195 @@
+"""All trainings of a comparison over several processes, each result written as it comes.
+
+Shapes: P pairs.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
+from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
+from kappaface_dist.margin_study.dataset import load_dataset
+from kappaface_dist.margin_study.intervals import compare, mean_interval, verdict
+from kappaface_dist.margin_study.small import images_nearby, small_pairs
+from kappaface_dist.margin_study.training import Budget, embed, pair_distances, train
+
+JUDGE_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        folder: of the results; its `data` holds the decoded dataset.
+        device: where the trainings run, all of them on one.
+    """
+
+    folder: Path
+    arms: dict[str, Arm]
+    num_seeds: int
+    budget: Budget
+    device: str = "cpu"
+
+    def result(self, name: str, seed: int) -> Path:
+        return self.folder / "results" / f"{name}_{seed}.npz"
+
+
+def run_plan(plan: Plan, processes: int, progress: Callable[[str], object]) -> int:
+    """Run all trainings that have no result yet; returns their number.
+
+    Args:
+        progress: told about each finished training.
+
+    Raises:
+        RuntimeError: a training diverged, or a process was killed.
+    """
+    num_trained = 0
+    # Fresh processes: a fork of one that has run torch's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        pending: dict[Future[str], int | None] = {}
+        if not (plan.folder / "results" / "judge.npz").is_file():
+            pending[pool.submit(_judge, plan)] = None
+        for seed in range(plan.num_seeds):
+            if plan.result(SOURCE, seed).is_file():
+                pending |= _controls(pool, plan, seed)
+            else:
+                pending[pool.submit(_train_arm, plan, SOURCE, seed)] = seed
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                seed_or_none = pending.pop(future)
+                num_trained += 1
+                progress(future.result())
+                if seed_or_none is not None:
+                    pending |= _controls(pool, plan, seed_or_none)
+        return num_trained
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _controls(pool: ProcessPoolExecutor, plan: Plan, seed: int) -> dict[Future[str], int | None]:
+    """The trainings of a seed that can begin once its KappaFace is there."""
+    names = [name for name in plan.arms if name != SOURCE]
+    missing = [name for name in names if not plan.result(name, seed).is_file()]
+    return {pool.submit(_train_arm, plan, name, seed): None for name in missing}
+
+
+def _train_arm(plan: Plan, name: str, seed: int) -> str:
+    started = time.perf_counter()
+    dataset = load_dataset(plan.folder / "data")
+    arm = plan.arms[name]
+    fixed: dict[str, float] = {}
+    if arm.fixed_from is not None:
+        source = _read(plan.result(SOURCE, seed))
+        fixed = {"classes": float(source["classes"]), "images": float(source["images"])}
+    margin = arm.build(plan.budget.scale, fixed)
+    outcome = train(dataset, margin, plan.budget, seed, shuffled=arm.shuffled, device=plan.device)
+    unseen_MD = embed(outcome.network, dataset.unseen_MHW3, plan.device)
+    seconds = time.perf_counter() - started
+    _write(
+        plan.result(name, seed),
+        distance_P=pair_distances(unseen_MD, dataset.pair_P2),
+        loss=outcome.loss,
+        seconds=seconds,
+        **outcome.margins,
+    )
+    return f"{name}, seed {seed}: {seconds:.0f} s"
+
+
+def _judge(plan: Plan) -> str:
+    """Train the network that tells which pairs look like small classes."""
+    dataset = load_dataset(plan.folder / "data")
+    margin = JUDGE.build(plan.budget.scale, {})
+    network = train(dataset, margin, plan.budget, JUDGE_SEED, device=plan.device).network
+    unseen_MD = embed(network, dataset.unseen_MHW3, plan.device)
+    embedding_ID = embed(network, dataset.image_IHW3, plan.device)
+    _write(
+        plan.folder / "results" / "judge.npz",
+        distance_P=pair_distances(unseen_MD, dataset.pair_P2),
+        nearby_M=images_nearby(embedding_ID, dataset.label_I, dataset.count_C, unseen_MD),
+    )
+    return "the network that tells who looks like a small class"
+
+
+def _write(path: Path, **arrays: Any) -> None:
+    """Write a result, which appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.replace(path)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def collect(plan: Plan) -> dict[str, Any]:
+    """The report of a plan whose trainings are all done, ready for JSON."""
+    dataset = load_dataset(plan.folder / "data")
+    judge = _read(plan.folder / "results" / "judge.npz")
+    small_P = small_pairs(judge["nearby_M"], dataset.pair_P2, dataset.same_P)
+
+    def accuracy(distance_P: np.ndarray, mask_P: np.ndarray) -> float:
+        value = score_pairs(distance_P[mask_P], dataset.same_P[mask_P]).accuracy
+        assert value is not None, "decode_dataset lets no set pass that is too small for this"
+        return value
+
+    every_P = np.ones_like(small_P)
+    arms: dict[str, dict[str, Any]] = {}
+    details: dict[str, dict[str, Any]] = {}
+    for name, arm in plan.arms.items():
+        results = [_read(plan.result(name, seed)) for seed in range(plan.num_seeds)]
+        arms[name] = {
+            "all": [accuracy(result["distance_P"], every_P) for result in results],
+            "small": [accuracy(result["distance_P"], small_P) for result in results],
+        }
+        details[name] = {
+            "about": arm.about,
+            "settings": arm.margin,
+            "all": mean_interval(arms[name]["all"]),
+            "small": mean_interval(arms[name]["small"]),
+            "mean_margin": {
+                over: float(np.mean([result[over] for result in results]))
+                for over in ("classes", "images")
+            },
+            "loss": float(np.mean([result["loss"] for result in results])),
+            "seconds": float(np.mean([result["seconds"] for result in results])),
+        }
+    paired = compare(arms)
+    nearby_P = np.log(judge["nearby_M"])[dataset.pair_P2].mean(axis=1)
+    return {
+        "reference": REFERENCE,
+        "seeds": plan.num_seeds,
+        "arms": arms,
+        "paired": paired,
+        "paired_to_kappaface": compare(arms, SOURCE),
+        "verdict": verdict(paired),
+        "details": details,
+        "data": {
+            "classes": len(dataset.count_C),
+            "images": len(dataset.label_I),
+            "images_per_class": [int(dataset.count_C.min()), int(dataset.count_C.max())],
+            "pairs": len(dataset.same_P),
+            "small_pairs": int(small_P.sum()),
+            "images_nearby": {
+                "all": float(np.exp(nearby_P.mean())),
+                "small": float(np.exp(nearby_P[small_P].mean())),
+            },
+            "accuracy_without_margin": accuracy(judge["distance_P"], every_P),
+        },
+    }

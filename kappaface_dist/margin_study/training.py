@@ -1,0 +1,210 @@
+"""One training of the comparison, with the parts of a real run.
+
+Shapes: B images of a batch, D embedding size, H W image size, I training images, C classes,
+M images of unseen people, P pairs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from kappaface_dist.backbones import build_backbone
+from kappaface_dist.counter_random import mix64
+from kappaface_dist.data.loading.augment import draw_changes
+from kappaface_dist.data.loading.loader import normalise
+from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.evaluation.embedding.embed import eval_mode, sum_over_flips
+from kappaface_dist.head import Margin, PartialFC
+from kappaface_dist.head.margins.class_margins import ClassMargins
+from kappaface_dist.margin_study.dataset import Dataset
+from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, schedule_factor
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+WARMUP_EPOCHS = 1.0
+CLIP_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm gets alike."""
+
+    backbone: str = "tiny"
+    embedding_size: int = 128
+    image_size: int = 56
+    batch_size: int = 64
+    epochs: float = 12.0
+    lr: float = 0.1
+    scale: float = 32.0
+
+
+def check_budget(budget: Budget) -> None:
+    """Raise ValueError for a budget that nothing can be trained with."""
+    build_backbone(
+        budget.backbone, embedding_size=budget.embedding_size, image_size=budget.image_size
+    )
+    # Batch normalisation has no variance of a single image.
+    for name, low, high in (
+        ("image_size", 16, 1024),
+        ("batch_size", 2, 65536),
+        ("epochs", 0.0, math.inf),
+        ("lr", 0.0, math.inf),
+        ("scale", 0.0, math.inf),
+    ):
+        value = getattr(budget, name)
+        if not low <= value < high or value == 0:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is {value}, expected {low or 'above 0'} to {high}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training gives.
+
+    Attributes:
+        margins: mean of ψ·m0 over the training, over "classes" and over "images"; radians.
+        loss: mean over the last tenth of the steps.
+    """
+
+    network: nn.Module
+    margins: dict[str, float]
+    loss: float
+
+
+class ShuffledMargins(ClassMargins):
+    """The same margins, after each refresh dealt out to the classes at random."""
+
+    seed = 0
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        super().refresh()
+        self.deal()
+
+    def deal(self) -> None:
+        """Permute the margins; another permutation for each refresh."""
+        rng = np.random.default_rng([self.seed, self.num_refreshes])
+        order_C = torch.from_numpy(rng.permutation(len(self.margin_K)))
+        self.margin_K.copy_(self.margin_K[order_C.to(self.margin_K.device)])
+
+
+def build_comparison_head(
+    dataset: Dataset, margin: Margin, budget: Budget, seed: int, *, shuffled: bool, device: str
+) -> PartialFC:
+    """The head of one training, in one process."""
+    head = PartialFC(
+        len(dataset.count_C),
+        budget.embedding_size,
+        margin,
+        images_per_class=np.array(dataset.count_C),
+        optimizer=build_row_optimizer(
+            "sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, momentum_dtype=torch.float32
+        ),
+        seed=seed,
+        device=device,
+    )
+    if shuffled:
+        margins = ShuffledMargins(
+            margin,
+            head.classes,
+            budget.embedding_size,
+            np.array(dataset.count_C),
+            head.state_dtype,
+            torch.device(device),
+        )
+        margins.seed = seed
+        margins.deal()
+        head.class_margins = margins
+    return head
+
+
+def train(
+    dataset: Dataset,
+    margin: Margin,
+    budget: Budget,
+    seed: int,
+    *,
+    shuffled: bool = False,
+    device: str = "cpu",
+) -> Outcome:
+    """Train one network; the seed decides its first weights and the order of the images.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    network = build_backbone(
+        budget.backbone, embedding_size=budget.embedding_size, image_size=budget.image_size
+    ).to(device)
+    head = build_comparison_head(dataset, margin, budget, seed, shuffled=shuffled, device=device)
+    optimizer = build_optimizer(
+        "sgd", network, lr=budget.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    num_images = len(dataset.label_I)
+    total = math.ceil(budget.epochs * num_images)
+    shuffle = Shuffle(num_images, seed)
+    share_C = torch.from_numpy(dataset.count_C / num_images).float().to(device)
+    losses, by_class, by_image = [], [], []
+    position = 0
+    network.train()
+    while position < total:
+        lr = budget.lr * schedule_factor(
+            "cosine", position, total, min(WARMUP_EPOCHS, budget.epochs / 4) * num_images, 1.0
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        by_class.append(head.margins().mean())
+        by_image.append(head.margins() @ share_C)
+        image_B3HW, label_B = _batch(dataset, shuffle, position, budget.batch_size, device)
+        torch.manual_seed(mix64(seed, position, 0))
+        optimizer.zero_grad(set_to_none=True)
+        loss = head(network(image_B3HW), label_B)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+        optimizer.step()
+        head.step(lr)
+        losses.append(loss.detach())
+        epoch = position // num_images
+        position += budget.batch_size
+        if position // num_images > epoch:
+            head.end_epoch()
+    last = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
+    if not math.isfinite(last):
+        raise RuntimeError(f"the loss of seed {seed} is not finite: choose a lower --lr")
+    means = {
+        "classes": torch.stack(by_class).mean().item(),
+        "images": torch.stack(by_image).mean().item(),
+    }
+    return Outcome(network, means, last)
+
+
+def _batch(
+    dataset: Dataset, shuffle: Shuffle, position: int, batch_size: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    index_B = shuffle.indices(position, batch_size)
+    position_B = np.arange(position, position + batch_size)
+    flip_B = draw_changes("flip", shuffle.seed, position_B).flip_B
+    image_BHW3 = dataset.image_IHW3[index_B]
+    image_BHW3[flip_B] = image_BHW3[flip_B, :, ::-1]
+    label_B = torch.from_numpy(dataset.label_I[index_B])
+    return normalise(torch.from_numpy(image_BHW3).to(device)), label_B.to(device)
+
+
+def embed(network: nn.Module, image_MHW3: np.ndarray, device: str) -> np.ndarray:
+    """Unit embeddings, float64 [M, D], of images and their mirror images together."""
+    parts = []
+    with eval_mode(network), torch.no_grad():
+        for first in range(0, len(image_MHW3), 128):
+            pixels = list(np.array(image_MHW3[first : first + 128]))
+            sums_BD = sum_over_flips(network, pixels, torch.device(device))
+            parts.append(nn.functional.normalize(sums_BD, dim=1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def pair_distances(unseen_MD: np.ndarray, pair_P2: np.ndarray) -> np.ndarray:
+    """Squared distance of the two embeddings of each pair."""
+    difference_PD = unseen_MD[pair_P2[:, 0]] - unseen_MD[pair_P2[:, 1]]
+    return np.square(difference_PD).sum(axis=1)

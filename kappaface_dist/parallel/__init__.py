@@ -1,0 +1,43 @@
+"""The ranks: the group, the device and the collectives; signals and the watchdog lie beside it."""
+
+from kappaface_dist.parallel.ranks import (
+    agree,
+    all_gather_rows,
+    all_reduce_max,
+    all_reduce_sum,
+    background_group,
+    barrier,
+    broadcast,
+    broadcast_from_rank0,
+    call_on_ranks,
+    even_share,
+    gather_objects,
+    rank,
+    rank0_first,
+    reduce_scatter_rows,
+    start,
+    stop,
+    take_rank,
+    world_size,
+)
+
+__all__ = [
+    "agree",
+    "all_gather_rows",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "background_group",
+    "barrier",
+    "broadcast",
+    "broadcast_from_rank0",
+    "call_on_ranks",
+    "even_share",
+    "gather_objects",
+    "rank",
+    "rank0_first",
+    "reduce_scatter_rows",
+    "start",
+    "stop",
+    "take_rank",
+    "world_size",
+]

@@ -1,0 +1,234 @@
+"""Makes the parts of a run from its configuration, in the order in which data flows."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.torch_version import TorchVersion
+
+from kappaface_dist.backbones import build_backbone
+from kappaface_dist.config.keys import Config
+from kappaface_dist.data.loading.loader import Loader, build_loader
+from kappaface_dist.data.sources.catalog import Catalog, open_catalog
+from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
+from kappaface_dist.head import PartialFC, build_margin
+from kappaface_dist.models.export import load_backbone
+from kappaface_dist.models.published import load_published
+from kappaface_dist.models.saved_model import backbone_settings
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
+from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Job:
+    """The parts of a run.
+
+    Attributes:
+        network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
+        global_batch: images per optimizer step: of all ranks and micro-batches.
+        peak_lr: the learning rate that the schedule multiplies.
+    """
+
+    config: Config
+    device: torch.device
+    catalog: Catalog
+    pair_sets: dict[str, PairFile]
+    loader: Loader
+    network: nn.Module
+    backbone: nn.Module
+    head: PartialFC
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    global_batch: int
+    peak_lr: float
+
+    def images_to_read(self, step: int, position: int) -> int:
+        """Images that the run will have read at its end, when step and position are reached now."""
+        if self.config.run.steps is not None:
+            return position + max(self.config.run.steps - step, 0) * self.global_batch
+        assert self.config.run.epochs is not None
+        return math.ceil(self.config.run.epochs * self.catalog.num_images)
+
+    def steps_left(self, step: int, position: int) -> int:
+        """Steps until the end of the run; the last one may read into the next epoch."""
+        left = self.images_to_read(step, position) - position
+        return max(math.ceil(left / self.global_batch), 0)
+
+
+def build_job(config: Config, device: torch.device) -> Job:
+    """Build everything; collective.
+
+    Raises:
+        ValueError: the data is missing or damaged, or the configuration does not fit it.
+    """
+    catalog = parallel.rank0_first(lambda: open_catalog(config.data.train))
+    if catalog.num_classes < parallel.world_size():
+        raise ValueError(
+            f"{config.data.train} has {catalog.num_classes} classes for {parallel.world_size()}"
+            " ranks, and each must own one at least: start fewer processes"
+        )
+    pair_sets = parallel.agree(
+        lambda: {name: read_pairs(path) for name, path in config.evaluate.sets.items()}
+    )
+    accumulate = config.optimizer.accumulate
+    global_batch = config.data.batch_size * parallel.world_size() * accumulate
+    network = build_network(config, device)
+    peak_lr = scaled_lr(config.optimizer.lr, global_batch, config.optimizer.reference_batch)
+    return Job(
+        config=config,
+        device=device,
+        catalog=catalog,
+        pair_sets=pair_sets,
+        loader=new_loader(config, catalog, device),
+        network=network,
+        backbone=wrap_for_training(config, network),
+        head=build_head(config, catalog, device),
+        optimizer=build_optimizer(
+            config.optimizer.name,
+            network,
+            lr=peak_lr,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+            implementation=config.optimizer.implementation,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        global_batch=global_batch,
+        peak_lr=peak_lr,
+    )
+
+
+def new_loader(config: Config, catalog: Catalog, device: torch.device) -> Loader:
+    """The loader of this rank."""
+    return build_loader(
+        catalog,
+        loader=config.data.loader,
+        batch_size=config.data.batch_size,
+        image_size=config.data.image_size,
+        augment=config.data.augment,
+        num_threads=config.data.num_threads,
+        block_shuffle=config.data.block_shuffle,
+        seed=config.run.seed,
+        device=device,
+    )
+
+
+def build_network(config: Config, device: torch.device, *, initial: bool = False) -> nn.Module:
+    """The backbone with its first weights: those of backbone.init, or random ones.
+
+    Args:
+        initial: ignore backbone.init; for the untrained baseline.
+    """
+    torch.manual_seed(config.run.seed)
+    section = config.backbone
+    network = new_network(config)
+    if section.init is not None and not initial:
+        path = section.init
+        if path.endswith((".pth", ".pt")):
+            parallel.agree(lambda: load_published(path, network))
+        else:
+            start, settings = parallel.agree(lambda: load_backbone(path))
+            wanted = backbone_settings(config)
+            if settings != wanted:
+                raise ValueError(
+                    f"backbone.init {path} holds {settings}, the configuration wants {wanted}:"
+                    " make them equal"
+                )
+            network.load_state_dict(start.state_dict())
+    if section.sync_batchnorm:
+        network = with_sync_batchnorm(network, device)
+    if section.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device)
+
+
+def new_network(config: Config) -> nn.Module:
+    """The backbone with random weights."""
+    section = config.backbone
+    return build_backbone(
+        section.name,
+        embedding_size=section.embedding_size,
+        image_size=config.data.image_size,
+        checkpointing=section.checkpointing,
+        depths=section.depths,
+        widths=section.widths,
+        drop_path=section.drop_path,
+        dropout=section.dropout,
+        mask_ratio=section.mask_ratio,
+    )
+
+
+def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
+    """What training calls instead of the network.
+
+    Raises:
+        RuntimeError: this torch cannot do what is asked for.
+    """
+    section = config.backbone
+    if section.compile and section.checkpointing and TorchVersion(torch.__version__) < "2.9":
+        raise RuntimeError(
+            f"backbone.compile and backbone.checkpointing are on, and torch {torch.__version__}"
+            " then counts every batch twice in BatchNorm's running statistics: update to torch 2.9,"
+            " or turn one of them off"
+        )
+    return wrap_backbone(
+        network,
+        compiled=section.compile,
+        gradient_dtype=DTYPES[section.gradient_dtype],
+        static_graph=section.static_graph,
+        bucket_megabytes=section.bucket_megabytes,
+    )
+
+
+def build_head(config: Config, catalog: Catalog, device: torch.device) -> PartialFC:
+    """The sharded head for the dataset's classes."""
+    return PartialFC(
+        catalog.num_classes,
+        config.backbone.embedding_size,
+        build_margin(**config.margin),
+        images_per_class=catalog.count_C,
+        sample_rate=config.head.sample_rate,
+        optimizer=build_row_optimizer(
+            config.optimizer.name,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
+            momentum_dtype=DTYPES[config.head.momentum_dtype],
+        ),
+        dtype=DTYPES[config.head.dtype],
+        logit_cache_bytes=config.head.logit_cache_bytes,
+        filter_threshold=config.head.filter_threshold,
+        skip_mass=config.head.skip_mass,
+        fused=config.head.fused,
+        seed=config.run.seed,
+        device=device,
+    )
+
+
+def derived_numbers(job: Job) -> dict[str, Any]:
+    """What follows from the configuration, the data and the ranks: for --check and the log."""
+    parameters = sum(p.numel() for p in job.network.parameters())
+    state_bytes = sum(t.numel() * t.element_size() for t in job.head.sharded_state().values())
+    return {
+        "world_size": parallel.world_size(),
+        "device": str(job.device.type),
+        "classes": job.catalog.num_classes,
+        "images": job.catalog.num_images,
+        "images_per_class": f"{job.catalog.count_C.min()} to {job.catalog.count_C.max()}",
+        "classes_per_rank": [len(r) for r in parallel.gather_objects(job.head.classes)],
+        "global_batch": job.global_batch,
+        "steps": job.steps_left(0, 0),
+        "steps_per_epoch": round(job.catalog.num_images / job.global_batch, 1),
+        "peak_lr": job.peak_lr,
+        "backbone_parameters": parameters,
+        # Weights, gradients and optimizer state, fp32; activations come on top.
+        "backbone_megabytes": round(
+            parameters * 4 * (3 if job.config.optimizer.name == "sgd" else 4) / 1e6, 1
+        ),
+        "head_megabytes_per_rank": round(state_bytes / 1e6, 1),
+        "verification": {name: pairs.num_pairs for name, pairs in job.pair_sets.items()},
+        "settings": asdict(job.head.margin),
+    }

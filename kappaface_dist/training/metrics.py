@@ -1,0 +1,172 @@
+"""What a run reports while it goes: console, train.log, metrics.jsonl, TensorBoard, wandb.
+
+Only rank 0 reports.
+"""
+
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.profiler import record_function
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+logger = logging.getLogger("kappaface_dist")
+
+
+@dataclass
+class Meter:
+    """Images and time since the last log line."""
+
+    started: float = field(default_factory=time.perf_counter)
+    paused: float = 0.0  # seconds of evaluation and checkpoints
+    waited: float = 0.0  # seconds without a batch
+    images: int = 0
+
+    def seconds(self) -> float:
+        """Spent in training steps; call it when the device has done them."""
+        return time.perf_counter() - self.started - self.paused
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done here is no training."""
+        started = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - started
+
+    def wait_for(self, batches: Iterator[T]) -> T:
+        """The next batch."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    def wait_for_several(self, batches: Iterator[T], num: int) -> list[T]:
+        """The next num batches; a profile shows the wait under its name."""
+        with record_function("data_wait"):
+            return [self.wait_for(batches) for _ in range(num)]
+
+
+class Reporter:
+    """Writes the numbers of a run; made on rank 0 only.
+
+    Args:
+        folder: the run folder.
+        first_step: of this start; lines of later steps, written before an interruption and about to
+            be repeated, are taken out of metrics.jsonl.
+        total_steps: for the progress bar.
+        tensorboard: whether to write folder/tensorboard.
+        wandb: off, offline or online.
+        run_name, settings: what wandb shows.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        total_steps: int,
+        *,
+        tensorboard: bool,
+        wandb: str,
+        run_name: str,
+        settings: dict[str, Any],
+    ):
+        self._path = folder / "metrics.jsonl"
+        keep_steps_before(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._wandb = _start_wandb(wandb, folder, run_name, settings) if wandb != "off" else None
+        # On a terminal a bar with the time left; elsewhere the log's lines say the same.
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def write(self, step: int, numbers: dict[str, float], line: str | None = None) -> None:
+        """Record numbers under step, and print line."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, number in numbers.items():
+                self._writer.add_scalar(name, number, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+        if line is not None:
+            logger.info(line)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def keep_steps_before(path: Path, first_step: int) -> None:
+    """Drop the lines of metrics.jsonl from first_step on, and a last line cut off in the middle."""
+    kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+    if path.exists():
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
+    """A log line for people, with the time left at the present speed."""
+    seconds = int(images_left / numbers["images_per_second"])
+    rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
+    return (
+        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{rank_1}"
+        f"  lr {numbers['learning_rate']:.4f}  {numbers['images_per_second']:.0f} images/s"
+        f"  data wait {numbers['data_wait_share']:.0%}  margin {numbers['margin_mean']:.3f}"
+        f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"
+        f"  left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    )
+
+
+def _start_wandb(mode: str, folder: Path, run_name: str, settings: dict[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise RuntimeError(
+            f"log.wandb is {mode}, but wandb is not installed: pip install 'kappaface_dist[wandb]'"
+        ) from error
+    # The same id after a restart: wandb then continues the run instead of starting another.
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return wandb.init(
+        project="kappaface_dist",
+        dir=str(folder),
+        name=run_name,
+        id=id_file.read_text(encoding="utf-8"),
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        config=settings,
+    )

@@ -1,0 +1,153 @@
+"""How far a run is, and its way into and out of a checkpoint."""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from kappaface_dist.checkpoint import folder as checkpoint_folder
+from kappaface_dist.checkpoint import tensors as checkpoint
+from kappaface_dist.checkpoint.saver import Saver
+from kappaface_dist.checkpoint.transplant import take_over
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import Job
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """The numbers of a run, the same on every rank.
+
+    Attributes:
+        step: optimizer steps done.
+        position: images read by all ranks together: the place in the stream of epochs.
+        seconds: spent in training steps, over all starts.
+        last_loss: of the last step that was looked at.
+        best: the highest value so far of the metric checkpoint.best.
+        skipped: positions of the steps that are left out, since their loss was not finite.
+    """
+
+    step: int = 0
+    position: int = 0
+    seconds: float = 0.0
+    last_loss: float = float("nan")
+    best: float | None = None
+    skipped: list[int] = field(default_factory=list)
+
+
+def checkpoint_root(job: Job) -> Path:
+    return job.config.folder / "checkpoints"
+
+
+def build_saver(job: Job) -> Saver:
+    """The saver of the run's checkpoints; collective."""
+    section = job.config.checkpoint
+    saver = Saver(
+        checkpoint_root(job),
+        keep=section.keep,
+        best=section.best,
+        asynchronous=section.asynchronous,
+    )
+    saver.reserve(_replicated(job) | _sharded(job))
+    return saver
+
+
+def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float]) -> None:
+    """Save a checkpoint; collective.
+
+    Args:
+        metrics: of an evaluation of this very state.
+    """
+    numbers = {
+        "run": asdict(state),
+        "head": job.head.counters(),
+        "scaler": job.scaler.state_dict(),
+        # apex counts its steps beside the tensors.
+        "optimizer_steps": [group.get("step") for group in job.optimizer.param_groups],
+        "metrics": metrics,
+        "world_size": parallel.world_size(),
+    }
+    saver.save(state.step, _replicated(job), _sharded(job), job.head.num_classes, numbers)
+
+
+def load_state(job: Job) -> RunState:
+    """Bring the job to the checkpoint that run.resume chooses; collective.
+
+    A damaged last checkpoint is set aside, and the one before it taken.
+
+    Returns:
+        The state of that checkpoint, or that of a run's start where there is none.
+
+    Raises:
+        ValueError: the checkpoint does not exist, is damaged, or is of another model.
+    """
+    root = checkpoint_root(job)
+    if parallel.rank() == 0:
+        checkpoint_folder.recover(root)
+    folder = _sound_checkpoint(root, job.config.run.resume)
+    if folder is not None:
+        return _load(job, folder)
+    section = job.config.head
+    if section.init is not None:
+        take_over(job.head, Path(section.init), section.identity_map)
+    return RunState()
+
+
+def go_back(job: Job) -> RunState | None:
+    """Bring the job back to its last checkpoint, if there is one; collective."""
+    folder = _sound_checkpoint(checkpoint_root(job), "auto")
+    if folder is None:
+        return None
+    job.head.discard()
+    return _load(job, folder)
+
+
+def _sound_checkpoint(root: Path, resume: str) -> Path | None:
+    while True:
+        parallel.barrier()
+        folder = parallel.agree(lambda: checkpoint_folder.choose(root, resume))
+        if folder is None:
+            return None
+        problems = checkpoint.verify(folder)
+        if not problems:
+            return folder
+        if len(checkpoint_folder.complete_checkpoints(root)) < 2 or folder.parent != root:
+            raise ValueError(
+                f"checkpoint {folder} is damaged ({problems[0]}), and there is none before it:"
+                " restore it, or delete it to start afresh"
+            )
+        parallel.barrier()
+        if parallel.rank() == 0:
+            place = checkpoint_folder.set_aside(folder)
+            logger.warning(
+                "checkpoint %s is damaged (%s): set aside as %s, going on from the one before",
+                folder,
+                problems[0],
+                place.name,
+            )
+
+
+def _load(job: Job, folder: Path) -> RunState:
+    numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
+    job.optimizer.state.clear()
+    parallel.agree(lambda: checkpoint.make_optimizer_tensors(folder, job.optimizer, job.network))
+    checkpoint.load(folder, _replicated(job), _sharded(job), job.head.num_classes)
+    job.head.load_counters(numbers["head"])
+    job.scaler.load_state_dict(numbers["scaler"])
+    for group, step in zip(job.optimizer.param_groups, numbers["optimizer_steps"], strict=True):
+        if step is not None:
+            group["step"] = step
+    logger.info("going on from %s", folder)
+    return RunState(**numbers["run"])
+
+
+def _replicated(job: Job) -> dict[str, torch.Tensor]:
+    network = {f"backbone.{name}": tensor for name, tensor in job.network.state_dict().items()}
+    head = {f"head.{name}": tensor for name, tensor in job.head.replicated_state().items()}
+    return network | head | checkpoint.optimizer_tensors(job.optimizer, job.network)
+
+
+def _sharded(job: Job) -> dict[str, torch.Tensor]:
+    return {f"head.{name}": tensor for name, tensor in job.head.sharded_state().items()}

@@ -1,0 +1,159 @@
+"""One optimizer step of backbone and head, over one batch or several micro-batches.
+
+With k micro-batches the step is that of the batch of all their images: the gradient is the mean
+over the large batch, exchanged between the ranks once. Two ways, equal but for rounding (BatchNorm,
+which looks at a batch as a whole, sees a micro-batch either way):
+
+- accumulation: forward and backward of each micro-batch; the head keeps what its second pass needs.
+- cached embeddings: a forward pass of all micro-batches without a graph, the head once for all of
+  them, then forward and backward again of each (Gao et al., RepL4NLP 2021, "GradCache"). The head
+  goes over its centres once instead of k times, and draws one sample of classes.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch.profiler import record_function
+
+from kappaface_dist.backbones.layers import running_statistics_kept
+from kappaface_dist.counter_random import mix64
+from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import DTYPES, Job
+from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
+
+Phase = Callable[[str], AbstractContextManager]
+PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
+
+
+def train_step(
+    job: Job,
+    batches: Sequence[Batch],
+    lr: float,
+    position: int,
+    check: Callable[[torch.Tensor], None] | None = None,
+    phase: Phase = record_function,
+    backbone_factor: float = 1.0,
+) -> torch.Tensor:
+    """One step; returns the loss before it, the mean over all micro-batches of all ranks.
+
+    Args:
+        batches: the micro-batches of this rank.
+        lr: the learning rate.
+        position: of the first image in the stream: what the backbone draws depends on it and on
+            the rank, so resuming needs no saved state.
+        check: called with each loss before anything is changed.
+        phase: entered around each part by its name, one of PHASES.
+        backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
+    """
+    optimizer, scaler = job.optimizer, job.scaler
+    frozen = backbone_factor == 0.0
+    # Frozen means its running statistics too.
+    job.backbone.train(not frozen)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * backbone_factor
+    optimizer.zero_grad(set_to_none=True)
+    if len(batches) > 1 and has_cuda_graphs(job.config.backbone.compile):
+        # Otherwise the first micro-batch's gradient would stay where the next replay writes.
+        for parameter in job.network.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase, frozen)
+    cached = job.config.optimizer.cache_embeddings and len(batches) > 1
+    loss = step.cached() if cached else step.accumulated()
+    loss_scale = scaler.scale(torch.ones_like(loss))
+    skips = scaler.is_enabled() and not frozen
+    if not skips:
+        # Meanwhile the rest of the backbone's gradients is exchanged.
+        with phase("head_step"):
+            job.head.step(lr, loss_scale=loss_scale)
+    if frozen:
+        return loss
+    if isinstance(job.backbone, DataParallel):
+        with phase("exchange"):
+            job.backbone.wait_for_gradients()
+    with phase("optimizer"):
+        scaler.unscale_(optimizer)
+        # An infinite limit clips nothing, but tells whether the gradient is finite.
+        norm = torch.nn.utils.clip_grad_norm_(
+            job.network.parameters(), job.config.optimizer.clip_norm or float("inf")
+        )
+        scaler.step(optimizer)
+    if skips:  # an overflow is known only now
+        with phase("head_step"):
+            job.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
+    scaler.update()
+    return loss
+
+
+class _Step:
+    """Forward and backward of one step."""
+
+    def __init__(
+        self,
+        job: Job,
+        batches: Sequence[Batch],
+        seed: int,
+        check: Callable[[torch.Tensor], None] | None,
+        phase: Phase,
+        frozen: bool,
+    ):
+        self.job, self.batches, self.seed, self.check, self.phase = job, batches, seed, check, phase
+        self.frozen = frozen
+
+    def accumulated(self) -> torch.Tensor:
+        """The mean loss, with its gradient in the backbone and in what the head keeps."""
+        losses = []
+        for number, batch in enumerate(self.batches):
+            with self._sync(number):
+                loss = self._head(self._embed(number), batch.label_B) / len(self.batches)
+                with self.phase("backward"):
+                    self.job.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def cached(self) -> torch.Tensor:
+        """The same from one pass of the head over all micro-batches."""
+        with torch.no_grad(), running_statistics_kept(self.job.network):
+            parts = [self._embed(number) for number in range(len(self.batches))]
+        embedding = torch.cat(parts).requires_grad_()
+        loss = self._head(embedding, torch.cat([batch.label_B for batch in self.batches]))
+        self.job.scaler.scale(loss).backward()
+        assert embedding.grad is not None
+        if self.frozen:
+            return loss.detach()
+        gradients = embedding.grad.split([len(part) for part in parts])
+        for number, gradient_BD in enumerate(gradients):
+            with self._sync(number):
+                embedding_BD = self._embed(number)
+                with self.phase("backward"):
+                    embedding_BD.backward(gradient_BD)
+        return loss.detach()
+
+    def _embed(self, number: int) -> torch.Tensor:
+        """Embeddings of a micro-batch, with the same random choices every time."""
+        torch.manual_seed(mix64(self.seed, number, parallel.rank()))
+        precision = self.job.config.precision
+        with (
+            self.phase("backbone_forward"),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
+            torch.autocast(self.job.device.type, DTYPES[precision], enabled=precision != "fp32"),
+        ):
+            embedding_BD = self.job.backbone(self.batches[number].image_B3HW)
+        # The head learns from the embedding's gradient also where the backbone does not.
+        return embedding_BD.requires_grad_() if self.frozen else embedding_BD
+
+    def _head(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        with self.phase("head_forward"):
+            loss = self.job.head(embedding_BD, label_B)
+        if self.check is not None:
+            self.check(loss)
+        return loss
+
+    def _sync(self, number: int) -> AbstractContextManager:
+        """DDP exchanges gradients with the last micro-batch alone."""
+        backbone = self.job.backbone
+        last = number == len(self.batches) - 1
+        if last or not isinstance(backbone, DataParallel):
+            return nullcontext()
+        return backbone.no_sync()

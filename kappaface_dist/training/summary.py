@@ -1,0 +1,193 @@
+"""What a finished run leaves behind: summary.json, plots, the exported backbone, a table.
+
+Shapes: C classes, K classes of this shard.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from kappaface_dist.commands import write_json
+from kappaface_dist.config.file import to_dict
+from kappaface_dist.config.keys import Config
+from kappaface_dist.evaluation.one_to_one.pairs import PairResult
+from kappaface_dist.evaluation.reports.plots import plot_roc
+from kappaface_dist.models.export import save_backbone
+from kappaface_dist.models.saved_model import backbone_settings
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.build import Job
+from kappaface_dist.training.metrics import Reporter, read_metrics
+from kappaface_dist.training.verification import baselines, write_verification
+
+matplotlib.use("Agg")
+# More classes than this are thinned out evenly for the pictures.
+MAX_PLOTTED_CLASSES = 100_000
+
+
+def write_report(
+    job: Job,
+    results: dict[str, PairResult],
+    *,
+    steps: int,
+    images_seen: int,
+    seconds: float,
+    loss: float,
+) -> dict[str, Any]:
+    """Write everything into the run folder and return the summary; collective."""
+    folder = job.config.folder
+    untrained, pixels = baselines(job)
+    classes = class_table(job)
+    head = job.head.summary()
+    summary = {
+        "world_size": parallel.world_size(),
+        "steps": steps,
+        "images_seen": images_seen,
+        "images_per_second": images_seen / seconds,
+        "loss": loss,
+        "classes": job.catalog.num_classes,
+        "images": job.catalog.num_images,
+        "corrupt_images": sum(parallel.gather_objects(job.loader.num_corrupt)),
+        "margin": {name: head[f"margin_{name}"] for name in ("min", "mean", "max")},
+        "verification": {name: result.summary() for name, result in results.items()},
+        "baselines": {"untrained": untrained, "pixels": pixels},
+    }
+    if parallel.rank() == 0:
+        export = folder / "export" / "backbone.safetensors"
+        save_backbone(export, job.network, **vars(backbone_settings(job.config)))
+        draw_plots(folder, classes, results)
+        write_json(str(folder / "summary.json"), summary)
+        if results:
+            write_verification(job, results, pixels, export)
+    parallel.barrier()
+    return summary
+
+
+def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | None:
+    """What reports the run from step on; None on ranks other than 0."""
+    if parallel.rank() != 0:
+        return None
+    return Reporter(
+        config.folder,
+        step,
+        step + steps_left,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        run_name=config.run.name,
+        settings=to_dict(config),
+    )
+
+
+def class_table(job: Job) -> dict[str, np.ndarray]:
+    """Images, margin and concentration of every class (evenly thinned out); on every rank.
+
+    Concentrations are NaN where none was measured.
+    """
+    head = job.head
+    stride = -(-head.num_classes // MAX_PLOTTED_CLASSES)
+    first = -head.classes.start % stride
+    kappa_K = torch.full_like(head.margins(), torch.nan)
+    if head.class_margins.statistics is not None:
+        kappa_K = head.class_margins.statistics.kappa_K
+    own = {
+        "images": job.catalog.count_C[head.classes.start : head.classes.stop][first::stride],
+        "margin": head.margins()[first::stride].cpu().numpy(),
+        "concentration": kappa_K[first::stride].cpu().numpy(),
+    }
+    parts = parallel.gather_objects(own)
+    return {name: np.concatenate([part[name] for part in parts]) for name in own}
+
+
+def draw_plots(
+    folder: Path, classes: dict[str, np.ndarray], results: dict[str, PairResult]
+) -> None:
+    """plots/*.png of a run."""
+    plots = folder / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    lines = read_metrics(folder / "metrics.jsonl")
+    _draw(plots / "loss.png", lambda axes: _loss(axes, lines))
+    _draw(plots / "margins.png", lambda axes: _margins(axes, classes))
+    if np.isfinite(classes["concentration"]).any():
+        _draw(plots / "concentrations.png", lambda axes: _concentrations(axes, classes))
+    curves = {name: result.roc for name, result in results.items() if result.roc is not None}
+    if curves:
+        plot_roc(plots / "roc.png", curves, "Verification")
+
+
+def _draw(path: Path, draw: Any) -> None:
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
+    draw(figure.add_subplot())
+    figure.savefig(path)
+
+
+def _loss(axes: Axes, lines: list[dict[str, float]]) -> None:
+    logged = [line for line in lines if "loss" in line]
+    axes.plot([line["step"] for line in logged], [line["loss"] for line in logged])
+    axes.set(xlabel="step", ylabel="loss", title="Training loss")
+    axes.grid(alpha=0.3)
+
+
+def _margins(axes: Axes, classes: dict[str, np.ndarray]) -> None:
+    measured_C = np.isfinite(classes["concentration"])
+    for mask_C, label, colour in (
+        (measured_C, "concentration measured", "tab:blue"),
+        (~measured_C, "not measured: neutral", "tab:orange"),
+    ):
+        if mask_C.any():
+            axes.scatter(
+                classes["images"][mask_C],
+                classes["margin"][mask_C],
+                s=9,
+                alpha=0.5,
+                label=f"{label} ({mask_C.sum()} classes)",
+                color=colour,
+                linewidths=0,
+            )
+    axes.set(
+        xlabel="images of the class",
+        ylabel="margin",
+        title="Margin of each class",
+        xscale="log",
+        ylim=(0.0, None),
+    )
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _concentrations(axes: Axes, classes: dict[str, np.ndarray]) -> None:
+    kappa_C = classes["concentration"][np.isfinite(classes["concentration"])]
+    axes.hist(kappa_C, bins=min(50, max(5, len(kappa_C) // 5)))
+    axes.axvline(kappa_C.mean(), color="tab:red", label=f"mean {kappa_C.mean():.0f}")
+    axes.set(
+        xlabel="concentration (kappa)",
+        ylabel="classes",
+        title="Concentration of the classes: low means hard",
+    )
+    axes.legend()
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The results as text."""
+    lines = [
+        f"steps {summary['steps']}, {summary['images_seen']} images,"
+        f" {summary['images_per_second']:.0f} images/s on {summary['world_size']} process(es),"
+        f" last loss {summary['loss']:.3f}",
+    ]
+    if summary["verification"]:
+        lines.append(f"{'verification set':<20}{'accuracy':>18}{'untrained':>12}{'raw pixels':>12}")
+    for name, result in summary["verification"].items():
+        if result["accuracy"] is None:
+            lines.append(f"{name:<20}{result['note']}")
+            continue
+        accuracy = f"{result['accuracy']:.2%} ± {result['accuracy_std']:.2%}"
+        untrained = summary["baselines"]["untrained"][name]
+        pixels = summary["baselines"]["pixels"][name]
+        lines.append(f"{name:<20}{accuracy:>18}{untrained:>12.2%}{pixels:>12.2%}")
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""The training loop.
+
+Shapes: B images on this rank, D embedding size, K classes of this shard, H W image size.
+"""
+
+import logging
+
+import torch
+
+from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.evaluation.one_to_one.pairs import PairResult
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.parallel.signals import StopSignal
+from kappaface_dist.parallel.watchdog import Watchdog
+from kappaface_dist.training.build import Job
+from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
+from kappaface_dist.training.metrics import Meter, Reporter, log_line
+from kappaface_dist.training.optim import schedule_factor
+from kappaface_dist.training.profiling import StepProfiler
+from kappaface_dist.training.recovery import recover
+from kappaface_dist.training.run_state import build_saver, load_state, save_state
+from kappaface_dist.training.step import train_step
+from kappaface_dist.training.summary import start_reporter
+from kappaface_dist.training.verification import verify_sets
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains a job from where its last checkpoint left it.
+
+    Attributes:
+        state: how far the run is.
+        results: of the last evaluation, by set.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.config = job.config
+        self.results: dict[str, PairResult] = {}
+        self.metrics: dict[str, float] = {}  # of an evaluation at the present step
+        self.state = load_state(job)
+        self.saver = build_saver(job)
+        self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
+        self.guard = LossGuard(job.device)
+        self.total_images = job.images_to_read(self.state.step, self.state.position)
+
+    @property
+    def finished(self) -> bool:
+        return self.job.steps_left(self.state.step, self.state.position) == 0
+
+    def fit(self) -> bool:
+        """Train to the end of the run, or until asked to stop; whether the end was reached."""
+        with StopSignal() as stop, self.watchdog:
+            while True:
+                try:
+                    return self._fit(stop)
+                except NonFiniteLoss as bad:
+                    self.state = recover(self.job, self.state, self.saver, bad)
+                    self.guard = LossGuard(self.job.device)
+
+    def _fit(self, stop: StopSignal) -> bool:
+        steps_left = self.job.steps_left(self.state.step, self.state.position)
+        reporter = start_reporter(self.config, self.state.step, steps_left)
+        meter = Meter()
+        profiler = StepProfiler(self.config.folder, self.config.profile.steps)
+        accumulate = self.config.optimizer.accumulate
+        batches = iter(self.job.loader.batches(self.state.position, steps_left * accumulate))
+        loss = torch.tensor(self.state.last_loss)
+        try:
+            for _ in range(steps_left):
+                with profiler.step(self.state.step):
+                    self.watchdog.tick(self.state.step, "waiting for data")
+                    micro_batches = meter.wait_for_several(batches, accumulate)
+                    self.watchdog.tick(self.state.step, "training")
+                    if self._is_skipped():
+                        logger.warning("step %d is skipped", self.state.step)
+                    else:
+                        loss = self.train_step(micro_batches)
+                self._advance(meter, reporter)
+                stopping = stop.requested() and not self.finished
+                if self._due(self.config.log.every) or stopping:
+                    meter = self._log(loss, meter, reporter)
+                with meter.pause():
+                    is_best = False
+                    if self._due(self.config.evaluate.every) and not stopping:
+                        is_best = self.evaluate(reporter)
+                    if self._due(self.config.checkpoint.every) or is_best or stopping:
+                        self.save(loss, reporter)
+                    if stopping:
+                        self.saver.finish()
+                        logger.info("stopped at step %d, to go on later", self.state.step)
+                        return False
+            if not self.results:
+                self.evaluate(reporter)  # a run that had ended before it was reported
+            self.saver.finish()
+            return True
+        finally:
+            profiler.close()
+            self.job.loader.close()
+            if reporter is not None:
+                reporter.close()
+
+    def train_step(self, batches: list[Batch]) -> torch.Tensor:
+        """One optimizer step of backbone and head; returns the loss before it."""
+        self._batches = batches
+        if (self.state.step + 1) % self.config.log.every == 0:
+            self.job.head.rank_one.start()
+        lr = self.job.peak_lr * self.lr_factor()
+        section = self.config.backbone
+        factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0
+        return train_step(
+            self.job,
+            batches,
+            lr,
+            self.state.position,
+            check=self._watch_loss,
+            backbone_factor=factor,
+        )
+
+    def lr_factor(self) -> float:
+        section = self.config.optimizer
+        return schedule_factor(
+            section.schedule,
+            self.state.position,
+            self.total_images,
+            section.warmup_epochs * self.job.catalog.num_images,
+            section.power,
+        )
+
+    def evaluate(self, reporter: Reporter | None) -> bool:
+        """Verify on every set; whether checkpoint.best is better than ever before; collective."""
+        self._share_running_statistics()
+        self.results = verify_sets(
+            self.job,
+            self.job.network,
+            progress=lambda _: self.watchdog.tick(self.state.step, "verifying"),
+        )
+        for name, result in self.results.items():
+            if result.accuracy is None:
+                logger.info("step %d: %s: %s", self.state.step, name, result.note)
+            else:
+                self.metrics[f"accuracy/{name}"] = result.accuracy
+        if reporter is not None and self.metrics:
+            line = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
+            reporter.write(self.state.step, self.metrics, f"step {self.state.step}: {line}")
+        value = self.metrics.get(self.config.checkpoint.best or "")
+        if value is None or (self.state.best is not None and value <= self.state.best):
+            return False
+        self.state.best = value
+        return True
+
+    def save(self, loss: torch.Tensor, reporter: Reporter | None) -> None:
+        """Save a checkpoint of this step; collective.
+
+        Args:
+            loss: of this step: a broken state must not become the last checkpoint.
+        """
+        self._check_loss(loss)
+        self.watchdog.tick(self.state.step, "saving")
+        self._share_running_statistics()
+        save_state(self.saver, self.job, self.state, self.metrics)
+        if reporter is not None:
+            line = f"checkpoint of step {self.state.step}: paused {self.saver.pause:.2f} s"
+            reporter.write(self.state.step, {"checkpoint_pause_seconds": self.saver.pause}, line)
+
+    def _is_skipped(self) -> bool:
+        """Whether this step reads from a place where the loss was not finite before."""
+        end = self.state.position + self.job.global_batch
+        return any(self.state.position <= place < end for place in self.state.skipped)
+
+    def _share_running_statistics(self) -> None:
+        for buffer in self.job.network.buffers():
+            parallel.broadcast_from_rank0(buffer)
+
+    def _due(self, every: int | None) -> bool:
+        """Every so many steps, and at the end."""
+        return self.finished or (every is not None and self.state.step % every == 0)
+
+    def _advance(self, meter: Meter, reporter: Reporter | None) -> None:
+        """Count the step; where an epoch ends with it, so does the window of the statistics."""
+        num_images = self.job.catalog.num_images
+        epoch = self.state.position // num_images
+        self.state.position += self.job.global_batch
+        self.state.step += 1
+        self.metrics = {}
+        meter.images += self.job.global_batch
+        if self.state.position // num_images > epoch:
+            self.job.head.end_epoch()
+        if reporter is not None:
+            reporter.advance()
+
+    def _log(self, loss: torch.Tensor, meter: Meter, reporter: Reporter | None) -> Meter:
+        """Report what happened since the last time; returns an empty meter. Collective."""
+        self._check_loss(loss)
+        self._check_corrupt_share()
+        seconds = meter.seconds()
+        self.state.seconds += seconds
+        # The slowest rank's wait is what everybody waits for.
+        waited = parallel.all_reduce_max(torch.tensor([meter.waited / seconds])).item()
+        numbers = {
+            "loss": self.state.last_loss,
+            "learning_rate": self.job.peak_lr * self.lr_factor(),
+            "epoch": self.state.position / self.job.catalog.num_images,
+            "images_per_second": meter.images / seconds,
+            "data_wait_share": waited,
+            **self.job.head.summary(),
+        }
+        rank_1 = self.job.head.rank_one.take()
+        if rank_1 is not None:
+            numbers["rank_1"] = rank_1
+        if reporter is not None:
+            left = self.total_images - self.state.position
+            reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))
+            if text := self.job.loader.advise(waited):
+                logger.warning(text)
+        return Meter()
+
+    def _watch_loss(self, loss: torch.Tensor) -> None:
+        """Take note of a micro-batch's loss before anything is changed."""
+        self.guard.watch(loss, self.state.position)
+        if self.job.device.type == "cpu":
+            self._check_loss(loss)
+
+    def _check_loss(self, loss: torch.Tensor) -> None:
+        """Raise on every rank if the loss, the same on all, is not finite."""
+        self.state.last_loss = loss.item()
+        position = self.guard.first_bad()
+        if position is None:
+            return
+        step = self.state.step - (self.state.position - position) // self.job.global_batch
+        lr = self.job.peak_lr * self.lr_factor()
+        cause = likely_cause(self.job, self._batches, lr)
+        raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
+
+    def _check_corrupt_share(self) -> None:
+        loader = self.job.loader
+        counts = torch.tensor([loader.num_corrupt, loader.num_read], dtype=torch.float64)
+        corrupt, read = parallel.all_reduce_sum(counts).tolist()
+        limit = self.config.data.max_corrupt_share
+        if corrupt > limit * read:
+            raise ValueError(
+                f"{corrupt:.0f} of {read:.0f} images could not be decoded, more than"
+                f" data.max_corrupt_share ({limit:.1%}): check the record, or raise the share"
+            )

@@ -1,0 +1,72 @@
+"""The verification sets of a run: evaluated while it trains, reported at its end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from kappaface_dist.config.file import to_dict
+from kappaface_dist.evaluation.one_to_one.pairs import PairResult, evaluate_pairs, pixel_baseline
+from kappaface_dist.evaluation.reports.pair_set import describe_set
+from kappaface_dist.evaluation.reports.pairs import write_html_report
+from kappaface_dist.models.export import weights_digest
+from kappaface_dist.models.saved_model import backbone_settings, model_facts
+from kappaface_dist.training.build import Job, build_network
+
+# Of the intervals in a run's own report: half a second for a set of 6 000 pairs.
+NUM_REPLICATES = 200
+
+
+def verify_sets(
+    job: Job, network: nn.Module, progress: Callable[[int], object] | None = None
+) -> dict[str, PairResult]:
+    """Verify a backbone on every set of the configuration; collective."""
+    return {
+        name: evaluate_pairs(
+            network,
+            pairs,
+            image_size=job.config.data.image_size,
+            batch_size=job.config.data.batch_size,
+            device=job.device,
+            progress=progress,
+        )
+        for name, pairs in job.pair_sets.items()
+    }
+
+
+def baselines(job: Job) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Accuracy on every set of the backbone before training, and of raw pixels."""
+    network = build_network(job.config, job.device, initial=True)
+    untrained = {name: result.accuracy for name, result in verify_sets(job, network).items()}
+    return untrained, {name: pixel_baseline(pairs) for name, pairs in job.pair_sets.items()}
+
+
+def write_verification(
+    job: Job,
+    results: dict[str, PairResult],
+    pixels: dict[str, float | None],
+    export: Path,
+) -> None:
+    """verification/report.html with plots and tables, as tools/evaluate.py --report has it."""
+    reports = {
+        name: describe_set(
+            Path(job.config.evaluate.sets[name]),
+            job.pair_sets[name],
+            result,
+            pixels=pixels[name],
+            num_replicates=NUM_REPLICATES,
+        )
+        for name, result in results.items()
+    }
+    write_html_report(
+        verification_page(job.config.folder).parent,
+        reports,
+        title=f"Verification of {job.config.run.name}",
+        facts=model_facts(export, weights_digest(job.network), backbone_settings(job.config)),
+        config=to_dict(job.config),
+    )
+
+
+def verification_page(folder: Path) -> Path:
+    """Where the report on the verification sets of a run is."""
+    return folder / "verification" / "report.html"

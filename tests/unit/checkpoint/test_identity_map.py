@@ -1,0 +1,41 @@
+"""Identity maps: written by name, read with every mistake named."""
+
+import pytest
+
+from kappaface_dist.checkpoint.identity_map import read_identity_map, write_identity_map
+from tests.commands import python
+
+
+def test_written_by_name_and_read_back(tmp_path):
+    old, new = ["ann", "bob", "cyd", "dan"], ["cyd", "eve", "ann"]
+    assert write_identity_map(tmp_path / "map.tsv", old, new) == 2
+    assert read_identity_map(tmp_path / "map.tsv", 4, 3).tolist() == [2, -1, 0]
+
+
+def test_the_command_takes_lists_of_names(tmp_path):
+    (tmp_path / "old").write_text("ann\nbob\n")
+    (tmp_path / "new").write_text("bob\ncyd\ndan\n")
+    done = python("tools/map_identities.py", *(tmp_path / n for n in ("old", "new", "map.tsv")))
+    assert done.stdout == "1 identities stay, 1 go, 2 are new\n", done.stderr
+    assert read_identity_map(tmp_path / "map.tsv", 2, 3).tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\n", "line 1 is 'a.*expected the earlier class"),
+        ("0\t0\n7\t1\n", "line 2 names earlier class 7, and there are 4"),
+        ("0\t3\n", "line 1 names present class 3, and there are 3"),
+        ("0\t1\n0\t2\n", "line 2: class 0 or 2 has a line already"),
+        ("0\t1\n1\t1\n", "line 2: class 1 or 1 has a line already"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    (tmp_path / "map.tsv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_identity_map(tmp_path / "map.tsv", 4, 3)
+
+
+def test_a_name_of_two_classes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the new list names 'ann' twice"):
+        write_identity_map(tmp_path / "map.tsv", ["bob"], ["ann", "ann"])

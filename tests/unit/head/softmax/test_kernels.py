@@ -1,0 +1,178 @@
+"""The Triton kernels under Triton's interpreter, against the plain versions.
+
+The interpreter is chosen when Triton is imported, so the comparison runs in a process of its own.
+"""
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kappaface_dist.head import ArcFace, PartialFC, SGDRows
+from kappaface_dist.head.softmax.products import triton_kernels
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+# Both round Q (and the momentum) to bf16, but the interpreter cuts off where a GPU rounds: 2^-7 at
+# most for one number.
+CLOSE = 8e-3
+LR = 0.001
+# Neither a multiple of the tiles: D = 48 is padded to 64, 333 rows to 3 tiles of 128.
+C, G, D = 333, 40, 48
+
+
+def run_head(fused, device, *, steps=2, skip_step=None, **settings):
+    settings = {"split_centres": False, "dtype": torch.bfloat16, **settings}
+    head = PartialFC(C, D, ArcFace(), fused=fused, device=device, **settings)
+    assert (head.softmax.kernels(torch.device(device)) is not None) == fused
+    losses, gradients = [], []
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        embedding_GD = torch.randn(G, D, generator=generator).to(device).requires_grad_()
+        label_G = torch.randint(C, (G,), generator=generator).to(device)
+        label_G[1] = label_G[0]
+        loss = head(embedding_GD, label_G)
+        loss.backward()
+        skip = None if skip_step is None else torch.tensor(step == skip_step, device=device)
+        head.step(LR, skip=skip)
+        losses.append(loss.detach())
+        gradients.append(embedding_GD.grad)
+    return torch.stack(losses), torch.stack(gradients), head.sharded_state()
+
+
+def compare_all(device):
+    for name, settings in {
+        "plain": {},
+        "split": {"split_centres": True},
+        "cache": {"split_centres": True, "logit_cache_bytes": 1 << 20},
+        "half cached": {"logit_cache_bytes": G * 128 * 2, "chunk_bytes": G * 128 * 4},
+        "sampled": {"sample_rate": 0.3, "split_centres": True},
+        # One step: in a second, centres apart by a rounding put other negatives at the threshold.
+        "filter": {"filter_threshold": 0.2, "steps": 1},
+        "bf16 momentum": {"optimizer": SGDRows(momentum_dtype=torch.bfloat16)},
+        "skip": {"skip_step": 1},
+        "negligible": {"skip_mass": 0.2, "chunk_bytes": 1, "logit_cache_bytes": G * 128 * 2},
+    }.items():
+        plain, fused = (run_head(fused, device, **settings) for fused in (False, True))
+        torch.testing.assert_close(fused[0], plain[0], rtol=2e-4, atol=0, msg=f"loss, {name}")
+        assert (fused[1] - plain[1]).norm() < CLOSE * plain[1].norm(), f"embeddings, {name}"
+        start = PartialFC(C, D, ArcFace(), device=device).weight_KD
+        moved = (plain[2]["weight"] - start).norm()
+        assert moved > 0
+        assert (fused[2]["weight"] - plain[2]["weight"]).norm() < CLOSE * moved, f"centres, {name}"
+        momentum, expected = (side[2]["optimizer.momentum"].float() for side in (fused, plain))
+        assert (momentum - expected).norm() < CLOSE * expected.norm(), f"momentum, {name}"
+        print("same:", name)
+
+
+def test_the_kernels_compute_what_the_plain_versions_do():
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.head.softmax.test_kernels"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("same:") == 9
+
+
+EXPONENTIATE = {
+    **dict.fromkeys(("product_ptr", "inverse_ptr", "part_ptr"), "*fp32"),
+    "column_ptr": "*i64",
+    "share_ptr": "*bf16",
+    **dict.fromkeys(("first", "num_images", "num_rows"), "i32"),
+    **dict.fromkeys(("factor", "shift", "limit"), "fp32"),
+}
+UPDATE = {
+    "weight_ptr": "*i16",
+    **dict.fromkeys(("h_ptr", "momentum_ptr", "target_term_ptr"), "*fp32"),
+    "target_row_ptr": "*i64",
+    "skip_ptr": "*i32",
+    **dict.fromkeys(("first", "num_targets", "num_rows"), "i32"),
+    **dict.fromkeys(("lr", "momentum", "weight_decay"), "fp32"),
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("kernel", "types", "settings"),
+    [
+        ("_exponentiate", EXPONENTIATE, {"FILTER": True}),
+        ("_exponentiate", EXPONENTIATE, {"FILTER": False}),
+        ("_update_rows", UPDATE, {"SPLIT": True, "SKIPPABLE": True}),
+        ("_update_rows", {**UPDATE, "weight_ptr": "*fp32"}, {"SPLIT": False, "SKIPPABLE": False}),
+    ],
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(
+    kernel, types, settings, capability, tmp_path, monkeypatch
+):
+    """To machine code for A100 and H100, at D = 512 and G = 1024, with no register spilt."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    triton = importlib.import_module("triton")
+    compiler = importlib.import_module("triton.compiler")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    kernels = importlib.import_module("kappaface_dist.head.softmax.kernels")
+    sizes = {"BLOCK_G": kernels.BLOCK_G, "BLOCK_R": kernels.BLOCK_R}
+    if kernel == "_update_rows":
+        sizes = {"SEARCH_STEPS": 11, "SIZE": 512, "BLOCK_D": 512}
+        sizes["BLOCK_R"] = kernels.UPDATE_TILE // 512
+    constants = {**settings, **sizes}
+    function = getattr(kernels, kernel)
+    names = function.arg_names
+    if "constexprs" in inspect.signature(compiler.ASTSource).parameters:
+        signature = {name: types.get(name, "constexpr") for name in names}
+        constexprs = {(names.index(name),): value for name, value in constants.items()}
+        source = compiler.ASTSource(function, signature, constexprs)
+    else:  # Triton before 3.3, of torch 2.6
+        source = compiler.ASTSource(function, types, constants)
+    code = triton.compile(source, target=target).asm["cubin"]
+    (tmp_path / "kernel.cubin").write_bytes(code)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"REG:\d+ STACK:0 .*LOCAL:0 ", usage), usage
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernels_on_a_gpu():
+    compare_all("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_two_runs_on_a_gpu_are_bitwise_equal_where_the_flag_asks_for_it(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (run_head(True, "cuda", steps=4, split_centres=True) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_agrees_with_the_cpu_in_fp32():
+    settings = {"dtype": torch.float32, "steps": 1}
+    cpu, gpu = (run_head(False, device, **settings) for device in ("cpu", "cuda"))
+    for ours, expected in zip(gpu[:2], cpu[:2], strict=True):
+        assert (ours.cpu() - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_without_a_gpu_the_plain_versions_run():
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert triton_kernels("cpu") is None
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compare_all("cpu")

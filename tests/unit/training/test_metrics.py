@@ -1,0 +1,126 @@
+"""What a run reports."""
+
+import json
+import logging
+import time
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kappaface_dist.training.metrics import Meter, Reporter, log_line, read_metrics
+from kappaface_dist.training.run_log import start_logging
+
+
+def reporter(folder, first_step=0, **options):
+    settings = {"tensorboard": False, "wandb": "off", "run_name": "test", "settings": {}}
+    return Reporter(folder, first_step, 10, **{**settings, **options})
+
+
+def test_lines_of_steps_that_are_repeated_are_dropped(tmp_path):
+    first = reporter(tmp_path)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    path = tmp_path / "metrics.jsonl"
+    # A crash in the middle of a line.
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+
+    second = reporter(tmp_path, first_step=2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert read_metrics(path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": 30.0},
+    ]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = reporter(tmp_path, tensorboard=True)
+    report.write(7, {"loss": 1.5})
+    report.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(7, 1.5)]
+
+
+def test_the_meter_leaves_pauses_out():
+    meter = Meter()
+    with meter.pause():
+        time.sleep(0.2)
+    assert meter.seconds() < 0.1
+    assert meter.wait_for(iter([5])) == 5
+
+
+def test_log_line_says_how_long_it_will_take():
+    numbers = dict.fromkeys(
+        ("epoch", "loss", "learning_rate", "data_wait_share", "margin_mean", "margin_min"), 0.5
+    )
+    line = log_line(3, {**numbers, "margin_max": 0.75, "images_per_second": 10.0}, 36_610)
+    assert line.startswith("step 3  epoch 0.50  loss 0.500")
+    assert "margin 0.500 (0.500 to 0.750)" in line
+    assert line.endswith("left 1:01:01")
+    assert "rank-1" not in line
+    numbers |= {"margin_max": 0.75, "images_per_second": 10.0, "rank_1": 0.123}
+    assert "loss 0.500  rank-1 12.3%  lr" in log_line(3, numbers, 36_610)
+
+
+@pytest.fixture
+def restored_logging():
+    yield
+    logger = logging.getLogger("kappaface_dist")
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_the_log_goes_to_a_file_on_rank_0_only(tmp_path):
+    start_logging(tmp_path)
+    logging.getLogger("kappaface_dist.training.trainer").info("hello")
+    assert "INFO hello" in (tmp_path / "train.log").read_text()
+    start_logging(None)
+    logging.getLogger("kappaface_dist.training.trainer").info("not this")
+    assert "not this" not in (tmp_path / "train.log").read_text()
+
+
+def test_wandb_offline_is_one_run_over_restarts_and_holds_no_secret(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    secret = "0123456789abcdef" * 2 + "76543210"
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (1, 2):
+        report = reporter(tmp_path, step - 1, wandb="offline", settings={"run": {"seed": 0}})
+        report.write(step, {"loss": 2.0})
+        report.close()
+    number = (tmp_path / "wandb_id").read_text()
+    # wandb keeps a file for each start, and `wandb sync` joins those of one number.
+    runs = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    assert {run.name for run in runs} == {f"run-{number}.wandb"}
+    assert all(run.stat().st_size > 0 for run in runs)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    other = tmp_path / "other"
+    other.mkdir()
+    reporter(other, wandb="offline").close()
+    assert (other / "wandb_id").read_text() != number
+
+
+def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path):
+    for first_step, steps in ((0, range(1, 11)), (6, range(7, 9))):
+        report = reporter(tmp_path, first_step, tensorboard=True)
+        for step in steps:
+            report.write(step, {"loss": float(step + first_step)})
+        report.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        *((step, step) for step in range(1, 7)),
+        (7, 13.0),
+        (8, 14.0),
+    ]
