@@ -211,7 +211,7 @@ class PartialFC(torch.nn.Module):
         self._pending.clear()
 
     def margins(self) -> torch.Tensor:
-        """This shard's per-class margins [K], fp32: radians, or as the margin states."""
+        """This shard's live per-class margins [K], fp32: radians, or as the margin states."""
         return self.class_margins.margin_K
 
     def summary(self) -> dict[str, float]:

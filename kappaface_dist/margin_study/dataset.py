@@ -33,7 +33,7 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Dataset:
+class StudyImages:
     """Training images, and pairs of images of people who are not among them.
 
     Attributes:
@@ -51,7 +51,7 @@ class Dataset:
     same_P: np.ndarray
 
 
-ARRAYS = tuple(Dataset.__annotations__)
+ARRAYS = tuple(StudyImages.__annotations__)
 
 
 def render_people(
@@ -118,7 +118,7 @@ def _all_pairs(num_people: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def decode_dataset(
     folder: Path, train: str | Path, pairs: Path, image_size: int, fewest: int | None = None
-) -> Dataset:
+) -> StudyImages:
     """Decode a dataset and a verification set into folder, where they are memory-mapped from.
 
     Args:
@@ -159,9 +159,9 @@ def decode_dataset(
     return load_dataset(folder)
 
 
-def load_dataset(folder: Path) -> Dataset:
+def load_dataset(folder: Path) -> StudyImages:
     """The dataset that decode_dataset left in folder."""
-    return Dataset(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
+    return StudyImages(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
 
 
 def _long_tail(catalog: Catalog, fewest: int) -> np.ndarray:

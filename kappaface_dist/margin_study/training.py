@@ -18,8 +18,7 @@ from kappaface_dist.data.loading.loader import normalise
 from kappaface_dist.data.loading.sampler import Shuffle
 from kappaface_dist.evaluation.embedding.embed import eval_mode, sum_over_flips
 from kappaface_dist.head import Margin, PartialFC
-from kappaface_dist.head.margins.class_margins import ClassMargins
-from kappaface_dist.margin_study.dataset import Dataset
+from kappaface_dist.margin_study.dataset import StudyImages
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, schedule_factor
 
 MOMENTUM = 0.9
@@ -61,7 +60,7 @@ def check_budget(budget: Budget) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained:
     """What one training gives.
 
     Attributes:
@@ -74,27 +73,39 @@ class Outcome:
     loss: float
 
 
-class ShuffledMargins(ClassMargins):
-    """The same margins, after each refresh dealt out to the classes at random."""
+@torch.no_grad()
+def deal_margins(head: PartialFC, seed: int) -> None:
+    """Deal the head's margins out to the classes at random, another way after each refresh.
 
-    seed = 0
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        super().refresh()
-        self.deal()
-
-    def deal(self) -> None:
-        """Permute the margins; another permutation for each refresh."""
-        rng = np.random.default_rng([self.seed, self.num_refreshes])
-        order_C = torch.from_numpy(rng.permutation(len(self.margin_K)))
-        self.margin_K.copy_(self.margin_K[order_C.to(self.margin_K.device)])
+    They stay so until the next refresh, which computes them anew from the class statistics.
+    """
+    margin_K = head.margins()
+    rng = np.random.default_rng([seed, head.counters()["num_refreshes"]])
+    order_K = torch.from_numpy(rng.permutation(len(margin_K)))
+    margin_K.copy_(margin_K[order_K.to(margin_K.device)])
 
 
-def build_comparison_head(
-    dataset: Dataset, margin: Margin, budget: Budget, seed: int, *, shuffled: bool, device: str
-) -> PartialFC:
-    """The head of one training, in one process."""
+def train(
+    dataset: StudyImages,
+    margin: Margin,
+    budget: Budget,
+    seed: int,
+    *,
+    shuffled: bool = False,
+    device: str = "cpu",
+) -> Trained:
+    """Train one network; the seed decides its first weights and the order of the images.
+
+    Args:
+        shuffled: each margin is at another class, dealt out anew after each refresh.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    network = build_backbone(
+        budget.backbone, embedding_size=budget.embedding_size, image_size=budget.image_size
+    ).to(device)
     head = PartialFC(
         len(dataset.count_C),
         budget.embedding_size,
@@ -106,40 +117,7 @@ def build_comparison_head(
         seed=seed,
         device=device,
     )
-    if shuffled:
-        margins = ShuffledMargins(
-            margin,
-            head.classes,
-            budget.embedding_size,
-            np.array(dataset.count_C),
-            head.state_dtype,
-            torch.device(device),
-        )
-        margins.seed = seed
-        margins.deal()
-        head.class_margins = margins
-    return head
-
-
-def train(
-    dataset: Dataset,
-    margin: Margin,
-    budget: Budget,
-    seed: int,
-    *,
-    shuffled: bool = False,
-    device: str = "cpu",
-) -> Outcome:
-    """Train one network; the seed decides its first weights and the order of the images.
-
-    Raises:
-        RuntimeError: the loss is not finite.
-    """
-    torch.manual_seed(seed)
-    network = build_backbone(
-        budget.backbone, embedding_size=budget.embedding_size, image_size=budget.image_size
-    ).to(device)
-    head = build_comparison_head(dataset, margin, budget, seed, shuffled=shuffled, device=device)
+    num_dealt: int | None = None
     optimizer = build_optimizer(
         "sgd", network, lr=budget.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
@@ -156,6 +134,10 @@ def train(
         )
         for group in optimizer.param_groups:
             group["lr"] = lr
+        num_refreshes = head.counters()["num_refreshes"]
+        if shuffled and num_refreshes != num_dealt:
+            deal_margins(head, seed)
+            num_dealt = num_refreshes
         by_class.append(head.margins().mean())
         by_image.append(head.margins() @ share_C)
         image_B3HW, label_B = _batch(dataset, shuffle, position, budget.batch_size, device)
@@ -178,11 +160,11 @@ def train(
         "classes": torch.stack(by_class).mean().item(),
         "images": torch.stack(by_image).mean().item(),
     }
-    return Outcome(network, means, last)
+    return Trained(network, means, last)
 
 
 def _batch(
-    dataset: Dataset, shuffle: Shuffle, position: int, batch_size: int, device: str
+    dataset: StudyImages, shuffle: Shuffle, position: int, batch_size: int, device: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     index_B = shuffle.indices(position, batch_size)
     position_B = np.arange(position, position + batch_size)
