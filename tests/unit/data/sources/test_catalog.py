@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kappaface_dist.data.sources import base as sources
 from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.data.sources.recordio import RecordReader
 from tests.unit.data.made_records import jpeg, write_records
 
 
@@ -90,9 +90,9 @@ def test_a_new_file_in_a_folder_is_noticed(tmp_path):
 
 def count_scans(monkeypatch):
     scans = []
-    scan = sources.RecordReader.scan
+    scan = RecordReader.scan
     monkeypatch.setattr(
-        sources.RecordReader, "scan", lambda reader: scans.append(reader.path) or scan(reader)
+        RecordReader, "scan", lambda reader: scans.append(reader.path) or scan(reader)
     )
     return scans
 
