@@ -79,13 +79,13 @@ def publish(folder: Path, checksums: dict[str, str]) -> None:
         os.fsync(file.fileno())
     _sync(part)
     if folder.exists():
-        # A crash between the two renames leaves folder.part whole, and recover() finishes it.
+        # A crash between the renames leaves folder.part whole: see finish_interrupted_saves().
         folder.rename(_outdated(folder))
     part.rename(folder)
     _sync(folder.parent)
 
 
-def recover(root: Path) -> None:
+def finish_interrupted_saves(root: Path) -> None:
     """Finish what a crash interrupted between writing a checkpoint and giving it its name."""
     for sums in root.glob(f"step_*.part/{CHECKSUMS}"):
         folder = sums.parent.with_name(sums.parent.name.removesuffix(".part"))

@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from kappaface_dist.checkpoint.folder import NUMBERS, checksum, damages, part_folder, publish
-from kappaface_dist.checkpoint.index import read_index
+from kappaface_dist.checkpoint.index import read_metadata
 from kappaface_dist.parallel import ranks as parallel
 
 Tensors = dict[str, torch.Tensor]
@@ -163,7 +163,7 @@ def verify(folder: Path) -> list[str]:
 
 def stored_tensors(folder: Path) -> dict[str, tuple[list[int], torch.dtype]]:
     """Shape and type of every tensor in a checkpoint, by name."""
-    index = cast(dict[str, TensorStorageMetadata], read_index(folder).state_dict_metadata)
+    index = cast(dict[str, TensorStorageMetadata], read_metadata(folder).state_dict_metadata)
     return {name: (list(entry.size), entry.properties.dtype) for name, entry in index.items()}
 
 
@@ -176,7 +176,7 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, which would run whatever program the index is."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        index = read_index(Path(self.path))
+        index = read_metadata(Path(self.path))
         assert index.storage_meta is not None
         index.storage_meta.load_id = self.load_id
         return index
