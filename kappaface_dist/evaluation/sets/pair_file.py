@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kappaface_dist.restricted_pickle import MALFORMED, Refused
+from kappaface_dist.whole_files import whole_file
 
 # The oldest protocol that stores bytes as bytes: every Python 3 reads it, without numpy.
 PROTOCOL = 3
@@ -91,12 +92,8 @@ def write_pairs(
     """
     flags = [bool(flag) for flag in same]
     _check_counts(path, payloads, flags)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".part")
-    with unfinished.open("wb") as file:
+    with whole_file(Path(path)) as unfinished, unfinished.open("wb") as file:
         pickle.dump((list(payloads), flags), file, protocol=PROTOCOL)
-    unfinished.replace(target)
 
 
 def _check_counts(
