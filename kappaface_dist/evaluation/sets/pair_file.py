@@ -53,7 +53,7 @@ def read_pairs(path: str | os.PathLike[str]) -> PairFile:
         content = _PairUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="bytes").load()
     except Refused as refused:
         raise ValueError(f"{path} is refused: {refused}") from refused
-    except (*MALFORMED, MemoryError) as error:
+    except MALFORMED as error:
         raise ValueError(
             f"{path} is not a readable pickle of a verification set"
             f" ({type(error).__name__}: {error}): is the file complete?"

@@ -86,7 +86,11 @@ def test_an_index_cannot_change_a_class(folder):
         read_metadata(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps([1]), b"garbage" * 9])
+# Bytes that say they are 2^60 bytes long: no memory holds them.
+TOO_LONG = b"\x80\x04" + pickle.BINBYTES8 + (1 << 60).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps([1]), b"garbage" * 9, TOO_LONG])
 def test_a_damaged_index_is_an_error_in_words(folder, content):
     (folder / ".metadata").write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint .* is (damaged|refused)"):
