@@ -37,10 +37,10 @@ class RecordWriter:
 
     def __enter__(self) -> "RecordWriter":
         with ExitStack() as files:
-            # The last is closed first, and gets its name first: never an index without its record.
+            # The last ends first: both are closed before the record, then its index, is named.
             index = files.enter_context(whole_file(self.index_path))
-            self._index = files.enter_context(index.open("w", encoding="ascii", newline="\n"))
             record = files.enter_context(whole_file(self.record_path))
+            self._index = files.enter_context(index.open("w", encoding="ascii", newline="\n"))
             self._record = files.enter_context(record.open("wb"))
             self._files = files.pop_all()
         return self
