@@ -73,10 +73,7 @@ def publish(folder: Path, checksums: dict[str, str]) -> None:
     """Turn folder.part, whose files are all written, into the checkpoint `folder`."""
     part = part_folder(folder)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(checksums.items()))
-    with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(part / CHECKSUMS, text)
     _sync(part)
     if folder.exists():
         # A crash between the renames leaves folder.part whole: see finish_interrupted_saves().
@@ -183,6 +180,14 @@ def _outdated(folder: Path) -> Path:
     if place.exists():
         shutil.rmtree(place)
     return place
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file whose content survives a power cut; its name does once the folder is synced."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
