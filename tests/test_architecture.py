@@ -20,7 +20,10 @@ LAYERS: list[set[str]] = [
     {"made_up_faces", "models"},
     {"evaluation", "checkpoint"},
     {"data", "head"},
-    {"parallel", "config", "backbones", "commands", "counter_random", "restricted_pickle"},
+    {
+        *("parallel", "config", "backbones"),
+        *("commands", "counter_random", "restricted_pickle", "whole_files"),
+    },
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAX_LINES = 250

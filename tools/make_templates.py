@@ -20,7 +20,7 @@ def main() -> None:
     report = write_template_set(
         args.out,
         name=args.name,
-        num_people=args.people,
+        num_identities=args.people,
         seed=args.seed,
         progress=lambda people: tqdm(people, desc="people", disable=None),
     )

@@ -20,6 +20,7 @@ from kappaface_dist.margin_study.dataset import load_dataset
 from kappaface_dist.margin_study.intervals import compare, mean_interval, verdict
 from kappaface_dist.margin_study.small import images_nearby, small_pairs
 from kappaface_dist.margin_study.training import Budget, embed, pair_distances, train
+from kappaface_dist.whole_files import whole_file
 
 JUDGE_SEED = 1_000_003
 
@@ -132,11 +133,8 @@ def _judge(experiment: Experiment) -> str:
 
 def _write(path: Path, **arrays: Any) -> None:
     """Write a result, which appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
-    part.replace(path)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

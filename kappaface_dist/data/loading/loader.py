@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kappaface_dist.config.checks import check_choice
 from kappaface_dist.data.loading.advice import Reading, advice
-from kappaface_dist.data.loading.augment import check_preset, draw_changes
+from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
 from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
 from kappaface_dist.data.loading.sampler import Shuffle
@@ -22,7 +23,6 @@ from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
 
-LOADERS = ("auto", "dali", "cpu")
 BATCHES_AHEAD = 3
 
 
@@ -164,9 +164,8 @@ def build_loader(
         ValueError: there is no such loader or preset.
         RuntimeError: DALI is asked for and not installed.
     """
-    if loader not in LOADERS:
-        raise ValueError(f"data.loader is {loader!r}, it can be: {', '.join(LOADERS)}")
-    check_preset(augment)
+    check_choice("data.loader", loader)
+    check_choice("data.augment", augment)
     num_threads = num_threads or threads_per_rank()
     if loader == "auto":
         loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"

@@ -27,7 +27,7 @@ FACTS = {"model": "x.safetensors"}
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory):
     root = tmp_path_factory.mktemp("set")
-    write_template_set(root, name="t<b>", num_people=8, seed=0)
+    write_template_set(root, name="t<b>", num_identities=8, seed=0)
     return read_template_set(root)
 
 
