@@ -42,7 +42,8 @@ class CountCollectives(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func.namespace == "c10d":
-            name, place = NAMES.get(func._opname, (func._opname, 0))
+            operator = func.overloadpacket.__name__
+            name, place = NAMES.get(operator, (operator, 0))
             sent = args[place]
             tensors = [sent] if isinstance(sent, torch.Tensor) else list(sent)
             self.calls.append(Call(name, sum(t.numel() * t.element_size() for t in tensors)))

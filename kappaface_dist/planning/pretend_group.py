@@ -19,10 +19,11 @@ class _Echo(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "c10d" and func._opname == "_allgather_base_":
+        operator = func.overloadpacket.__name__ if func.namespace == "c10d" else ""
+        if operator == "_allgather_base_":
             out_GX, own_BX = args[0], args[1]
             out_GX.view(-1, *own_BX.shape).copy_(own_BX)
-        elif func.namespace == "c10d" and func._opname == "_reduce_scatter_base_":
+        elif operator == "_reduce_scatter_base_":
             own_BX, in_GX = args[0], args[1]
             own_BX.copy_(in_GX[: len(own_BX)])
         return result
