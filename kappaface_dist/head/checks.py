@@ -1,4 +1,4 @@
-"""What can be wrong with a head's settings or with a gathered batch, in words.
+"""What can be wrong with a head's counts or with a gathered batch, in words.
 
 All ranks see the same batch, so all come to the same sentence.
 Shapes: G images on all ranks, D embedding size.
@@ -7,7 +7,6 @@ Shapes: G images on all ranks, D embedding size.
 import numpy as np
 import torch
 
-from kappaface_dist.head.softmax.settings import LARGEST_SCALE, Softmax
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -16,41 +15,6 @@ def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
     if images_per_class is not None and len(images_per_class) != num_classes:
         raise ValueError(
             f"images_per_class has {len(images_per_class)} entries for {num_classes} classes"
-        )
-
-
-def check_softmax(
-    softmax: Softmax, sample_rate: float, logit_cache_bytes: int, split_centres: bool | None
-) -> None:
-    """Raise ValueError for settings of PartialFC that cannot be meant."""
-    scale, filter_threshold, dtype = softmax.scale, softmax.filter_threshold, softmax.dtype
-    largest_scale = LARGEST_SCALE / softmax.largest_cosine
-    if not 0.0 < scale <= largest_scale:
-        raise ValueError(
-            f"margin.scale is {scale}: it must be above 0 and at most"
-            f" {largest_scale:g}, the range in which the softmax is exact in fp32"
-        )
-    if not 0.0 < sample_rate <= 1.0:
-        raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
-    if filter_threshold is not None and not 0.0 < filter_threshold < 1.0:
-        raise ValueError(
-            f"head.filter_threshold is {filter_threshold}: it is a cosine, above 0 and below 1;"
-            " leave it out to filter nothing"
-        )
-    if logit_cache_bytes < 0:
-        raise ValueError(f"head.logit_cache_bytes is {logit_cache_bytes}: use 0 or more")
-    if not 0.0 <= softmax.skip_mass < 1.0:
-        raise ValueError(
-            f"head.skip_mass is {softmax.skip_mass}: it is a share, from 0 (exact) to below 1"
-        )
-    if softmax.skip_mass and softmax.largest_cosine != 1.0:
-        raise ValueError(
-            f"head.skip_mass is {softmax.skip_mass}, but this margin changes the other classes'"
-            " logits, whose mass is then not their gradient's: set it to 0"
-        )
-    if split_centres and dtype != torch.bfloat16:
-        raise ValueError(
-            f"head.split_centres needs bf16 products, but head.dtype is {dtype}: set it to bf16"
         )
 
 

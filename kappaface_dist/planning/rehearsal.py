@@ -72,10 +72,7 @@ class _Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.held[name] = max(self.held.get(name, 0), live - before)
         self.peak[name] = max(self.peak.get(name, 0), peak - before)
-        caches = [batch.cache for batch in self.job.head._pending]
-        blocks = [cache._block for cache in caches if cache is not None]
-        taken = num_bytes(block for block in blocks if block is not None)
-        self.cache_bytes = max(self.cache_bytes, taken)
+        self.cache_bytes = max(self.cache_bytes, self.job.head.held_cache_bytes())
 
     def _bytes(self) -> tuple[int, int]:
         """(alive, most since the part began); on a GPU when it has done all work so far."""
