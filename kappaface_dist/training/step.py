@@ -24,6 +24,8 @@ from kappaface_dist.training.build import DTYPES, Job
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 
 Phase = Callable[[str], AbstractContextManager]
+# Takes a loss, and the micro-batches that the head has seen in the step.
+Check = Callable[[torch.Tensor, Sequence[Batch]], None]
 PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
 
 
@@ -32,7 +34,7 @@ def train_step(
     batches: Sequence[Batch],
     lr: float,
     position: int,
-    check: Callable[[torch.Tensor], None] | None = None,
+    check: Check | None = None,
     phase: Phase = record_function,
     backbone_factor: float = 1.0,
 ) -> torch.Tensor:
@@ -43,7 +45,7 @@ def train_step(
         lr: the learning rate.
         position: of the first image in the stream: what the backbone draws depends on it and on
             the rank, so resuming needs no saved state.
-        check: called with each loss before anything is changed.
+        check: called with each loss, before anything is changed.
         phase: entered around each part by its name, one of PHASES.
         backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
     """
@@ -94,7 +96,7 @@ class _Step:
         job: Job,
         batches: Sequence[Batch],
         seed: int,
-        check: Callable[[torch.Tensor], None] | None,
+        check: Check | None,
         phase: Phase,
         frozen: bool,
     ):
@@ -106,7 +108,8 @@ class _Step:
         losses = []
         for number, batch in enumerate(self.batches):
             with self._sync(number):
-                loss = self._head(self._embed(number), batch.label_B) / len(self.batches)
+                loss = self._head(self._embed(number), batch.label_B, number + 1)
+                loss = loss / len(self.batches)
                 with self.phase("backward"):
                     self.job.scaler.scale(loss).backward()
             losses.append(loss.detach())
@@ -117,7 +120,8 @@ class _Step:
         with torch.no_grad(), running_statistics_kept(self.job.network):
             parts = [self._embed(number) for number in range(len(self.batches))]
         embedding = torch.cat(parts).requires_grad_()
-        loss = self._head(embedding, torch.cat([batch.label_B for batch in self.batches]))
+        labels = torch.cat([batch.label_B for batch in self.batches])
+        loss = self._head(embedding, labels, len(self.batches))
         self.job.scaler.scale(loss).backward()
         assert embedding.grad is not None
         if self.frozen:
@@ -143,11 +147,13 @@ class _Step:
         # The head learns from the embedding's gradient also where the backbone does not.
         return embedding_BD.requires_grad_() if self.frozen else embedding_BD
 
-    def _head(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    def _head(
+        self, embedding_BD: torch.Tensor, label_B: torch.Tensor, num_seen: int
+    ) -> torch.Tensor:
         with self.phase("head_forward"):
             loss = self.job.head(embedding_BD, label_B)
         if self.check is not None:
-            self.check(loss)
+            self.check(loss, self.batches[:num_seen])
         return loss
 
     def _sync(self, number: int) -> AbstractContextManager:

@@ -4,6 +4,7 @@ Shapes: B images on this rank, D embedding size, K classes of this shard, H W im
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -42,7 +43,7 @@ class Trainer:
         self.state = load_state(job)
         self.saver = build_saver(job)
         self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
-        self.guard = LossGuard(job.device)
+        self.guard = LossGuard(job, late=job.device.type != "cpu")
         self.total_images = job.images_to_read(self.state.step, self.state.position)
 
     @property
@@ -57,7 +58,7 @@ class Trainer:
                     return self._fit(stop)
                 except NonFiniteLoss as bad:
                     self.state = recover(self.job, self.state, self.saver, bad)
-                    self.guard = LossGuard(self.job.device)
+                    self.guard.reset()
 
     def _fit(self, stop: StopSignal) -> bool:
         steps_left = self.job.steps_left(self.state.step, self.state.position)
@@ -103,10 +104,9 @@ class Trainer:
 
     def train_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
-        self._batches = batches
         if (self.state.step + 1) % self.config.log.every == 0:
             self.job.head.rank_one.start()
-        lr = self.job.peak_lr * self.lr_factor()
+        lr = self.learning_rate(self.state.position)
         section = self.config.backbone
         factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0
         return train_step(
@@ -118,11 +118,12 @@ class Trainer:
             backbone_factor=factor,
         )
 
-    def lr_factor(self) -> float:
+    def learning_rate(self, position: int) -> float:
+        """Of the step that begins at position."""
         section = self.config.optimizer
-        return schedule_factor(
+        return self.job.peak_lr * schedule_factor(
             section.schedule,
-            self.state.position,
+            position,
             self.total_images,
             section.warmup_epochs * self.job.catalog.num_images,
             section.power,
@@ -200,7 +201,8 @@ class Trainer:
         waited = parallel.all_reduce_max(torch.tensor([meter.waited / seconds])).item()
         numbers = {
             "loss": self.state.last_loss,
-            "learning_rate": self.job.peak_lr * self.lr_factor(),
+            # Of the step that was just done.
+            "learning_rate": self.learning_rate(self.state.position - self.job.global_batch),
             "epoch": self.state.position / self.job.catalog.num_images,
             "images_per_second": meter.images / seconds,
             "data_wait_share": waited,
@@ -216,21 +218,21 @@ class Trainer:
                 logger.warning(text)
         return Meter()
 
-    def _watch_loss(self, loss: torch.Tensor) -> None:
+    def _watch_loss(self, loss: torch.Tensor, batches: Sequence[Batch]) -> None:
         """Take note of a micro-batch's loss before anything is changed."""
-        self.guard.watch(loss, self.state.position)
-        if self.job.device.type == "cpu":
+        self.guard.watch(loss, self.state.position, batches)
+        if not self.guard.late:
             self._check_loss(loss)
 
     def _check_loss(self, loss: torch.Tensor) -> None:
-        """Raise on every rank if the loss, the same on all, is not finite."""
+        """Raise on every rank if a loss, the same on all, was not finite since the last time."""
         self.state.last_loss = loss.item()
-        position = self.guard.first_bad()
-        if position is None:
+        evidence = self.guard.first_bad()
+        if evidence is None:
             return
+        position = evidence.position
         step = self.state.step - (self.state.position - position) // self.job.global_batch
-        lr = self.job.peak_lr * self.lr_factor()
-        cause = likely_cause(self.job, self._batches, lr)
+        cause = likely_cause(self.job, evidence, self.learning_rate(position))
         raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
 
     def _check_corrupt_share(self) -> None:
