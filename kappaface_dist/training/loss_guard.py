@@ -15,7 +15,7 @@ from torch import nn
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head.checks import BatchEvidence, first_true, wrong_embedding, wrong_label
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Learner
 
 
 class NonFiniteLoss(ValueError):
@@ -56,14 +56,14 @@ class LossGuard:
             otherwise at once, and only a bad one is examined.
     """
 
-    def __init__(self, job: Job, *, late: bool):
-        self.job, self.late = job, late
+    def __init__(self, learner: Learner, *, late: bool):
+        self.learner, self.late = learner, late
         self.reset()
 
     def reset(self) -> None:
         """Forget what was seen."""
         num_numbers = len(Evidence._fields) - 1 + len(BatchEvidence._fields)
-        self._first_bad = torch.full((num_numbers,), -1, device=self.job.device)
+        self._first_bad = torch.full((num_numbers,), -1, device=self.learner.device)
 
     @torch.no_grad()
     def watch(self, loss: torch.Tensor, position: int, batches: Sequence[Batch]) -> None:
@@ -77,14 +77,14 @@ class LossGuard:
         if not self.late and loss.isfinite():
             return
         largest_X = torch.cat([_largest(batch.image_B3HW) for batch in batches])
-        weights = nn.utils.get_total_norm(_weights(self.job.network).values(), torch.inf)
+        weights = nn.utils.get_total_norm(_weights(self.learner.network).values(), torch.inf)
         numbers = [
             torch.full_like(loss, position, dtype=torch.int64),
             loss.isnan().long(),
             first_true(~largest_X.isfinite()),
             weights.isfinite().long(),
         ]
-        evidence = torch.cat([torch.stack(numbers), self.job.head.batch_evidence()])
+        evidence = torch.cat([torch.stack(numbers), self.learner.head.batch_evidence()])
         is_first = (self._first_bad[0] < 0) & ~loss.isfinite()
         self._first_bad = torch.where(is_first, evidence, self._first_bad)
 
@@ -96,7 +96,7 @@ class LossGuard:
         return Evidence(position, is_nan, image_place, sound_weights, BatchEvidence(*batch))
 
 
-def likely_cause(job: Job, evidence: Evidence, lr: float) -> str:
+def likely_cause(learner: Learner, evidence: Evidence, lr: float) -> str:
     """Why a loss is not finite, in words; collective.
 
     Looks at the input, the labels, the weights, the embeddings and the centres, in the order in
@@ -106,34 +106,34 @@ def likely_cause(job: Job, evidence: Evidence, lr: float) -> str:
         lr: of its step.
     """
     # The first suspect of any rank: a later one may only be its consequence.
-    return min(parallel.gather_objects(_own_cause(job, evidence, lr)))[1]
+    return min(parallel.gather_objects(_own_cause(learner, evidence, lr)))[1]
 
 
 @torch.no_grad()
-def _own_cause(job: Job, evidence: Evidence, lr: float) -> tuple[int, str]:
+def _own_cause(learner: Learner, evidence: Evidence, lr: float) -> tuple[int, str]:
     where = f"of rank {parallel.rank()}"
     place, label, embedding_place, num_images = evidence.batch
     remedy = f"the learning rate ({lr:.3g}) may be too high: lower optimizer.lr or warm up longer"
     if evidence.image_place >= 0:
         return 0, f"input: image {evidence.image_place} of the batch {where} is not finite"
     if place >= 0:
-        return 1, f"label: {wrong_label(place, label, num_images, job.head.num_classes)}"
+        return 1, f"label: {wrong_label(place, label, num_images, learner.head.num_classes)}"
     if not evidence.sound_weights:
         # The first by name; where the loss is looked at late, others may have been before it.
-        spoiled = (name for name, t in _weights(job.network).items() if not t.isfinite().all())
+        spoiled = (name for name, t in _weights(learner.network).items() if not t.isfinite().all())
         name = next(spoiled)
         return 2, f"learning rate: backbone {name} {where} is not finite any more; {remedy}"
     if embedding_place >= 0:
         sentence = wrong_embedding(embedding_place, num_images)
-        if job.config.precision == "fp16":
+        if learner.config.precision == "fp16":
             return 3, f"precision: {sentence}; activations overflow in fp16: set precision=bf16"
         return 3, f"learning rate: {sentence} though the weights are finite; {remedy}"
     # From sound centres the loss becomes infinite at most, and only then NaN with its gradient.
-    if evidence.is_nan and not _largest(job.head.weight_KD).isfinite().all():
+    if evidence.is_nan and not _largest(learner.head.weight_KD).isfinite().all():
         return 4, f"learning rate: the class centres {where} is not finite any more; {remedy}"
     return 5, (
         f"scale: embeddings, centres and labels are sound; the logits overflow: margin.scale is"
-        f" {job.head.margin.scale:g}, and {remedy}"
+        f" {learner.head.margin.scale:g}, and {remedy}"
     )
 
 

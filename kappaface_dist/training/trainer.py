@@ -13,7 +13,7 @@ from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.parallel.signals import StopSignal
 from kappaface_dist.parallel.watchdog import Watchdog
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Job, peak_lr
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.training.metrics import Meter, Reporter, log_line
 from kappaface_dist.training.optim import schedule_factor
@@ -44,11 +44,11 @@ class Trainer:
         self.saver = build_saver(job)
         self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
         self.guard = LossGuard(job, late=job.device.type != "cpu")
-        self.total_images = job.images_to_read(self.state.step, self.state.position)
+        self.total_images = job.length.images_to_read(self.state.step, self.state.position)
 
     @property
     def finished(self) -> bool:
-        return self.job.steps_left(self.state.step, self.state.position) == 0
+        return self.job.length.steps_left(self.state.step, self.state.position) == 0
 
     def fit(self) -> bool:
         """Train to the end of the run, or until asked to stop; whether the end was reached."""
@@ -61,7 +61,7 @@ class Trainer:
                     self.guard.reset()
 
     def _fit(self, stop: StopSignal) -> bool:
-        steps_left = self.job.steps_left(self.state.step, self.state.position)
+        steps_left = self.job.length.steps_left(self.state.step, self.state.position)
         reporter = start_reporter(self.config, self.state.step, steps_left)
         meter = Meter()
         profiler = StepProfiler(self.config.folder, self.config.profile.steps)
@@ -77,15 +77,16 @@ class Trainer:
                     if self._is_skipped():
                         logger.warning("step %d is skipped", self.state.step)
                     else:
-                        loss = self.train_step(micro_batches)
+                        loss = self.take_step(micro_batches)
                 self._advance(meter, reporter)
                 stopping = stop.requested() and not self.finished
                 if self._due(self.config.log.every) or stopping:
                     meter = self._log(loss, meter, reporter)
                 with meter.pause():
-                    is_best = False
                     if self._due(self.config.evaluate.every) and not stopping:
-                        is_best = self.evaluate(reporter)
+                        self.evaluate(reporter)
+                    if is_best := self._is_best():
+                        self.state.best = self.metrics[self.config.checkpoint.best or ""]
                     if self._due(self.config.checkpoint.every) or is_best or stopping:
                         self.save(loss, reporter)
                     if stopping:
@@ -102,7 +103,7 @@ class Trainer:
             if reporter is not None:
                 reporter.close()
 
-    def train_step(self, batches: list[Batch]) -> torch.Tensor:
+    def take_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
         if (self.state.step + 1) % self.config.log.every == 0:
             self.job.head.rank_one.start()
@@ -121,7 +122,7 @@ class Trainer:
     def learning_rate(self, position: int) -> float:
         """Of the step that begins at position."""
         section = self.config.optimizer
-        return self.job.peak_lr * schedule_factor(
+        return peak_lr(self.config) * schedule_factor(
             section.schedule,
             position,
             self.total_images,
@@ -129,8 +130,8 @@ class Trainer:
             section.power,
         )
 
-    def evaluate(self, reporter: Reporter | None) -> bool:
-        """Verify on every set; whether checkpoint.best is better than ever before; collective."""
+    def evaluate(self, reporter: Reporter | None) -> None:
+        """Verify on every set; collective."""
         self._share_running_statistics()
         self.results = verify_sets(
             self.job,
@@ -145,11 +146,11 @@ class Trainer:
         if reporter is not None and self.metrics:
             line = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
             reporter.write(self.state.step, self.metrics, f"step {self.state.step}: {line}")
+
+    def _is_best(self) -> bool:
+        """Whether an evaluation at this step is better in checkpoint.best than all before."""
         value = self.metrics.get(self.config.checkpoint.best or "")
-        if value is None or (self.state.best is not None and value <= self.state.best):
-            return False
-        self.state.best = value
-        return True
+        return value is not None and (self.state.best is None or value > self.state.best)
 
     def save(self, loss: torch.Tensor, reporter: Reporter | None) -> None:
         """Save a checkpoint of this step; collective.

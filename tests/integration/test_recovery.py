@@ -54,7 +54,7 @@ def part(path, overrides, num_steps):
     loaded, begin = state_of(trainer.job), trainer.state.step
     records = Records(trainer.job.loader, trainer, num_steps)
     trainer.job.loader = records
-    if num_steps < trainer.job.steps_left(trainer.state.step, trainer.state.position):
+    if num_steps < trainer.job.length.steps_left(trainer.state.step, trainer.state.position):
         with pytest.raises(StopIteration):
             trainer.fit()
         trainer.saver.finish()
