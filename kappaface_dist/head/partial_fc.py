@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kappaface_dist.counter_random import mix64
-from kappaface_dist.head.checks import check_images, wrong_embedding, wrong_label
+from kappaface_dist.head.checks import batch_evidence, check_images, check_labels
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.sampling import choose_rows
@@ -113,7 +113,10 @@ class PartialFC(torch.nn.Module):
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
         self._pending: list[MicroBatch] = []
+        # The batch just seen, until the step.
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Looking at a GPU's labels would stall it.
+        self.refuses_labels = device.type == "cpu"
 
     @property
     def weight_KD(self) -> torch.Tensor:
@@ -125,7 +128,7 @@ class PartialFC(torch.nn.Module):
 
         Raises:
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
-                NaN instead and `explain_non_finite` names the label).
+                NaN instead and `batch_evidence` has the label).
         """
         embedding_BD = embedding_BD.to(self.state_dtype)
         unit_BD = F.normalize(embedding_BD, dim=1)
@@ -135,8 +138,8 @@ class PartialFC(torch.nn.Module):
             batch = gather_batch(unit_BD, label_B, norm_B, self.softmax.dtype, self.classes)
             embedding_GD, label_G = batch.embedding_GD, batch.label_G
             self._last = (embedding_GD, label_G)
-            if label_G.device.type == "cpu" and (problem := wrong_label(label_G, self.num_classes)):
-                raise ValueError(problem)
+            if self.refuses_labels:
+                check_labels(label_G, self.num_classes)
             seed = mix64(self.seed, self.num_draws, self.classes.start)
             rows, column_G = choose_rows(
                 self._centres, batch.local_id_G, batch.owned_G, self.softmax.sample_rate, seed
@@ -180,7 +183,7 @@ class PartialFC(torch.nn.Module):
             self.skipped.add(batch.tiles)
         self._centres.arrange()
         update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
-        self._pending.clear()
+        self.discard()
         self.num_steps += 1
         self.class_margins.end_step(self.num_steps)
 
@@ -194,6 +197,7 @@ class PartialFC(torch.nn.Module):
     def discard(self) -> None:
         """Forget the losses differentiated since the last step, without an update."""
         self._pending.clear()
+        self._last = None
 
     def held_cache_bytes(self) -> int:
         """Memory that the logit caches of the losses differentiated since the last step take."""
@@ -239,12 +243,12 @@ class PartialFC(torch.nn.Module):
         self.num_steps = counters["num_steps"]
         self.class_margins.num_refreshes = counters["num_refreshes"]
 
-    def explain_non_finite(self) -> str | None:
-        """What in the last batch makes the loss non-finite, or None if that batch is sound.
+    @torch.no_grad()
+    def batch_evidence(self) -> torch.Tensor:
+        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`.
 
-        Every rank looks at the gathered batch, so all give the same answer without a collective.
+        To be asked for before `step`. Nothing waits for the device, and all ranks get the same
+        without a collective, since each looks at the gathered batch.
         """
-        if self._last is None:
-            return None
-        embedding_GD, label_G = self._last
-        return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
+        assert self._last is not None, "head.batch_evidence() without a batch since the last step"
+        return batch_evidence(*self._last, self.num_classes)

@@ -19,8 +19,7 @@ from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.training.build import DTYPES, new_network
-from kappaface_dist.training.optim import build_optimizer
+from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128
@@ -63,13 +62,8 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
         state = num_bytes([*network.parameters(), *network.buffers()])
         trained = [p for p in network.parameters() if p.requires_grad]
         section = config.optimizer
-        optimizer = build_optimizer(
-            section.name,
-            network,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-        )
+        # apex's holds the same, and need not be here.
+        optimizer = new_optimizer(config, network, implementation="torch")
         side = config.data.image_size
         image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
         activations, workspace = _forward_backward(config, network, image_B3HW)

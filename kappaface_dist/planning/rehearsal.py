@@ -16,7 +16,7 @@ from kappaface_dist.planning.count_collectives import CountCollectives
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
 from kappaface_dist.planning.memory import JobSize, head_state_bytes
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Learner
 from kappaface_dist.training.step import train_step
 
 NUM_STEPS = 3
@@ -52,7 +52,7 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
 class _Phases:
     """Bytes and seconds of each part of a step."""
 
-    def __init__(self, job: Job, device: torch.device):
+    def __init__(self, job: Learner, device: torch.device):
         self.job, self.on_gpu = job, device.type == "cuda"
         self.meter = MemoryMeter()
         self.held: dict[str, int] = {}

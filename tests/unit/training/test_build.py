@@ -95,14 +95,9 @@ def test_sync_batchnorm_says_where_it_is_missing(path):
         build(path, "backbone.sync_batchnorm=true")
 
 
-def test_the_length_of_a_run(path):
-    epochs = build(path)
-    assert (epochs.images_to_read(0, 0), epochs.steps_left(0, 0)) == (30, 8)
-    assert epochs.steps_left(5, 20) == 3
-    steps = build(path, "run.steps=7")
-    assert steps.steps_left(0, 0) == 7
-    # After a change of the number of ranks position is no longer step x G; the steps still count.
-    assert (steps.steps_left(3, 24), steps.images_to_read(3, 24)) == (4, 40)
+def test_the_learning_rate_of_the_optimizer_is_the_peak(path):
+    job = build(path, "optimizer.lr=0.1", "optimizer.reference_batch=8")
+    assert {group["lr"] for group in job.optimizer.param_groups} == {0.05}
 
 
 def test_derived_numbers(path):
