@@ -1,8 +1,8 @@
-"""MegaFace's protocol: each pair of one person's images, alone among the distractors.
+"""MegaFace's protocol: each pair of one identity's images, alone among the distractors.
 
 Scores are cosines of unit embeddings. Nothing but one block of them is ever held.
-Shapes: Q probes, N distractors, D embedding size, M other images of a probe's person, E (probe,
-mate) combinations.
+Shapes: Q probes, N distractors, D embedding size, M other images of a probe's identity, E
+(probe, mate) combinations.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from kappaface_dist.evaluation.one_to_many.score_blocks import (
 
 @dataclass(frozen=True)
 class DistractorSearch:
-    """Searches for each other image of a probe's person, alone among the distractors.
+    """Searches for each other image of a probe's identity, alone among the distractors.
 
     Attributes:
-        probe_E, mate_E: every ordered pair of two images of one person, in the order of probes.
+        probe_E, mate_E: every ordered pair of two images of one identity, in the order of probes.
         score_E: of the pair.
         rank_E: 1 + the number of distractors with at least that score.
         other_Q, other_at_Q: the best distractor of each probe that has a mate: score, number; -inf
@@ -50,10 +50,10 @@ def search_distractors(
     query_rows: int = QUERY_ROWS,
     gallery_rows: int = GALLERY_ROWS,
 ) -> DistractorSearch:
-    """MegaFace's protocol: each probe looks for each other image of its person among distractors.
+    """MegaFace's protocol: each probe looks for each other image of its identity among distractors.
 
     Kemelmacher-Shlizerman et al., "The MegaFace Benchmark" (2016), section 4: the gallery is all
-    distractors and one image of the probe's person, for every such image in turn.
+    distractors and one image of the probe's identity, for every such image in turn.
     """
     none = np.zeros(0, dtype=np.int64)
     probes, mates, scores, ranks = [none], [none], [none.astype(np.float32)], [none]

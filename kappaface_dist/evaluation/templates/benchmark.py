@@ -117,7 +117,7 @@ def evaluate_templates(
         intervals = bootstrap_subjects(
             cosine_P,
             templates.same_P,
-            template_people(number_T, templates).astype(np.int32)[row_P2],
+            template_identities(number_T, templates).astype(np.int32)[row_P2],
             one_to_one["tar_at_far"],
             num_replicates=num_replicates,
         )
@@ -140,8 +140,8 @@ def evaluate_templates(
     return TemplateResult(summary, cosine_P, curve, intervals, galleries)
 
 
-def template_people(number_T: np.ndarray, templates: TemplateSet) -> np.ndarray:
-    """person_T, numbered from 0 on: templates are of one person if the 1:N lists or a pair say so.
+def template_identities(number_T: np.ndarray, templates: TemplateSet) -> np.ndarray:
+    """identity_T, numbered from 0 on: alike for templates that the 1:N lists or a pair call alike.
 
     The official 1:N lists name the subject of every template that is in a pair.
     """
