@@ -14,8 +14,8 @@ from torch import nn
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.counter_random import mix64
 from kappaface_dist.data.loading.augment import draw_changes
-from kappaface_dist.data.loading.loader import normalise
 from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.evaluation.embedding.embed import eval_mode, sum_over_flips
 from kappaface_dist.head import Margin, PartialFC
 from kappaface_dist.margin_study.dataset import StudyImages

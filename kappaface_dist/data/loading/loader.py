@@ -18,6 +18,7 @@ from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
 from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
 from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.parallel import ranks as parallel
 
@@ -205,13 +206,6 @@ def build_loader(
             block_shuffle=block_shuffle,
         ),
     )
-
-
-def normalise(image_BHW3: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels -> (x - 127.5) / 127.5, channels first, float32."""
-    num, height, width, channels = image_BHW3.shape
-    image_B3HW = torch.empty((num, channels, height, width), device=image_BHW3.device)
-    return image_B3HW.copy_(image_BHW3.permute(0, 3, 1, 2)).sub_(127.5).div_(127.5)
 
 
 def threads_per_rank() -> int:

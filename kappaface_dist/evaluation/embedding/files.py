@@ -19,7 +19,7 @@ from kappaface_dist.whole_files import whole_file
 
 
 @dataclass(frozen=True)
-class Dataset:
+class LabelledImages:
     """Images to embed.
 
     Attributes:
@@ -34,7 +34,7 @@ class Dataset:
     label: Callable[[int], int | None]
 
 
-def open_images(place: str | Path) -> Dataset:
+def open_images(place: str | Path) -> LabelledImages:
     """Open a dataset as training does, or any folder with images in it or below.
 
     Raises:
@@ -44,16 +44,16 @@ def open_images(place: str | Path) -> Dataset:
     loose = folder.is_dir() and not (folder / "train.rec").is_file()
     if loose and not any(list_images(folder / name)[0] for name in list_identities(folder)):
         paths = images_below(folder)
-        return Dataset(
+        return LabelledImages(
             len(paths), lambda i: paths[i].read_bytes(), lambda i: str(paths[i]), lambda i: None
         )
     catalog = open_catalog(str(place))
-    return Dataset(
+    return LabelledImages(
         catalog.num_images, catalog.read, catalog.where, lambda i: int(catalog.label_I[i])
     )
 
 
-def write_npy(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+def write_npy(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
     """embeddings.npy, written part by part, and images.jsonl with a line per row."""
     target, listed = folder / "embeddings.npy", folder / "images.jsonl"
     with whole_file(target) as unfinished:
@@ -72,7 +72,7 @@ def write_npy(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[
     return [target, listed]
 
 
-def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
     """embeddings.parquet: columns image, label, embedding (a list of D float32).
 
     Raises:
