@@ -14,7 +14,12 @@ from pathlib import Path
 
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.evaluation.embedding.files import Dataset, open_images, write_npy, write_parquet
+from kappaface_dist.evaluation.embedding.files import (
+    LabelledImages,
+    open_images,
+    write_npy,
+    write_parquet,
+)
 from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
 from kappaface_dist.models import command_line
 from kappaface_dist.models.saved_model import SavedModel
@@ -67,7 +72,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def publish(
-    args: argparse.Namespace, model: SavedModel, dataset: Dataset, stored: StoredEmbeddings
+    args: argparse.Namespace, model: SavedModel, dataset: LabelledImages, stored: StoredEmbeddings
 ) -> None:
     """Write the result, and say what is in it."""
     write = write_npy if args.format == "npy" else write_parquet

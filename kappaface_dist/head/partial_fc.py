@@ -54,8 +54,7 @@ class PartialFC(torch.nn.Module):
         filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
             images of the target's person under another label; None: none.
         split_centres: hold the centres as halves, the upper one the operand of bf16 products
-            (`softmax/rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and
-            `sharded_state` put them back in order, in place, until the next call.
+            (`softmax/rows.py`), in order for whoever asks; None: with bfloat16 on a GPU.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
             as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
@@ -113,10 +112,8 @@ class PartialFC(torch.nn.Module):
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
         self._pending: list[MicroBatch] = []
-        # The batch just seen, until the step.
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Looking at a GPU's labels would stall it.
-        self.refuses_labels = device.type == "cpu"
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # the batch just seen
+        self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
     @property
     def weight_KD(self) -> torch.Tensor:
@@ -247,8 +244,7 @@ class PartialFC(torch.nn.Module):
     def batch_evidence(self) -> torch.Tensor:
         """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`.
 
-        To be asked for before `step`. Nothing waits for the device, and all ranks get the same
-        without a collective, since each looks at the gathered batch.
+        To be asked for before `step`. Nothing waits for the device; all ranks get the same.
         """
         assert self._last is not None, "head.batch_evidence() without a batch since the last step"
         return batch_evidence(*self._last, self.num_classes)

@@ -62,7 +62,7 @@ class LossGuard:
 
     def reset(self) -> None:
         """Forget what was seen."""
-        num_numbers = len(Evidence._fields) - 1 + len(BatchEvidence._fields)
+        num_numbers = len(Evidence.__annotations__) - 1 + len(BatchEvidence.__annotations__)
         self._first_bad = torch.full((num_numbers,), -1, device=self.learner.device)
 
     @torch.no_grad()
