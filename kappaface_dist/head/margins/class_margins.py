@@ -1,6 +1,6 @@
 """The margins of a shard's classes, and all that a margin remembers between steps.
 
-Shapes: K classes of this shard.
+Shapes: G images on all ranks, D embedding size, K classes of this shard.
 """
 
 import math
@@ -10,6 +10,7 @@ import torch
 
 from kappaface_dist.head.margins import KappaFace, Margin, MarginState
 from kappaface_dist.head.margins.concentration import ClassStatistics
+from kappaface_dist.head.margins.psi import concentration_summary, psi
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -40,11 +41,17 @@ class ClassMargins:
             if images_per_class is not None:
                 count_K = np.array(images_per_class[classes.start : classes.stop])
             self.statistics = ClassStatistics(
-                torch.from_numpy(count_K), embedding_size, margin, device
+                torch.from_numpy(count_K),
+                embedding_size,
+                margin,
+                device,
+                counted=images_per_class is not None,
             )
-            self.margin_K = self.statistics.margins(refreshed=False)
+            self.margin_K = self._follow(self.statistics)
         else:
             self.margin_K = torch.full((len(classes),), margin.class_margin, device=device)
+        # Of the present step, for `end_epoch`.
+        self._later: list[tuple[torch.Tensor, ...]] = []
         self.state: MarginState = {
             name: torch.tensor(value, dtype=dtype, device=device)
             for name, value in margin.init_state().items()
@@ -56,7 +63,46 @@ class ClassMargins:
         if self.statistics is not None:
             self.statistics.refresh()
             self.num_refreshes += 1
-            self.margin_K.copy_(self.statistics.margins(refreshed=True))
+            self.margin_K.copy_(self._follow(self.statistics))
+
+    def _follow(self, statistics: ClassStatistics) -> torch.Tensor:
+        """The margins m_c = ψ_c · m0 that follow from the statistics, fp32. Collective."""
+        margin = statistics.margin
+        psi_K = psi(
+            statistics.kappa_K, statistics.count_K, margin, statistics.embedding_size
+        )
+        if self.num_refreshes == 0 and margin.first_window == "one":
+            psi_K = torch.ones_like(psi_K)
+        return (psi_K * margin.margin).float()
+
+    def see(
+        self,
+        embedding_GD: torch.Tensor,
+        cosine_G: torch.Tensor,
+        local_id_G: torch.Tensor,
+        owned_G: torch.Tensor,
+        epoch_G: torch.Tensor | None,
+        *,
+        first: bool,
+    ) -> None:
+        """Show the statistics the images of a micro-batch.
+
+        Args:
+            embedding_GD: unit embeddings.
+            cosine_G, local_id_G: of images whose class is on this rank, as owned_G says.
+            epoch_G: how many epochs later than the present one each image is, below 0 for an image
+                that is another's second view and does not count; None: all are of this epoch.
+            first: whether the micro-batch is the first of its step.
+        """
+        if self.statistics is None:
+            return
+        if first:
+            self._later.clear()
+        used_G = owned_G if epoch_G is None else owned_G & (epoch_G == 0)
+        self.statistics.add(embedding_GD, cosine_G, local_id_G, used_G)
+        if epoch_G is not None:
+            # Whether any of them is later, only the device knows: waiting for it costs more.
+            self._later.append((embedding_GD, cosine_G, local_id_G, owned_G, epoch_G))
 
     def end_step(self, num_steps: int) -> None:
         """Refresh if a window of `margin.refresh_steps` steps ends with this many steps done."""
@@ -65,9 +111,17 @@ class ClassMargins:
             self.refresh()
 
     def end_epoch(self) -> None:
-        """Refresh if a window is an epoch."""
-        if isinstance(self.margin, KappaFace) and not self.margin.refresh_steps:
+        """Refresh if a window is an epoch; then show the statistics what the last step has read of
+        the next one. Collective.
+        """
+        if self.statistics is None:
+            return
+        if not self.statistics.margin.refresh_steps:
             self.refresh()
+        self.statistics.end_epoch()
+        later, self._later = self._later, []
+        for embedding_GD, cosine_G, local_id_G, owned_G, epoch_G in later:
+            self.see(embedding_GD, cosine_G, local_id_G, owned_G, epoch_G - 1, first=False)
 
     def summary(self, num_classes: int) -> dict[str, float]:
         """Smallest, mean and largest margin over the classes of all ranks, and the quantiles of
@@ -83,8 +137,16 @@ class ClassMargins:
             "margin_min": -extremes[0].item(),
             "margin_mean": total.item() / num_classes,
             "margin_max": extremes[1].item(),
-            **({} if self.statistics is None else self.statistics.summary()),
+            **self._concentrations(),
         }
+
+    def _concentrations(self) -> dict[str, float]:
+        if self.statistics is None:
+            return {}
+        found = self.statistics
+        return concentration_summary(
+            found.kappa_K, self.margin_K, found.count_K, found.margin, found.embedding_size
+        )
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""
