@@ -26,10 +26,12 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["kappaface_dist", "kappaface_dist.*"]),
+    package_data={"kappaface_dist.evaluation.reports": ["pages/*"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",
         "omegaconf>=2.3",
+        "jinja2>=3.1",
         "pyyaml>=6.0",
         "safetensors>=0.4",
         "simplejpeg>=1.7",

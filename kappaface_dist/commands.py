@@ -1,10 +1,43 @@
-"""What the command-line programs share: one-line errors and reports for machines."""
+"""What the command-line programs share: help, one-line errors, progress, reports for machines."""
 
+import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows a program's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def num_cores() -> int:
+    """Cores that this process may use; fewer than the machine has in a container or a job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def image_progress() -> Callable[[int, int], None]:
+    """A bar that appears when it is first told (images done, images in all)."""
+    bar: tqdm | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, unit=" images", dynamic_ncols=True)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def run(main: Callable[[], None]) -> None:

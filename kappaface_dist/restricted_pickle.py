@@ -13,6 +13,7 @@ MALFORMED = (
     IndexError,
     AttributeError,
     OverflowError,
+    MemoryError,
     struct.error,
 )
 

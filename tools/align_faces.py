@@ -9,27 +9,17 @@ Examples:
   python tools/align_faces.py photos aligned --detector face_detection_yunet_2023mar.onnx
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from kappaface_dist import commands
-from kappaface_dist.data.align import align_face
-from kappaface_dist.data.images import decode_picture, encode_jpeg
-from kappaface_dist.data.prepare.landmarks import YuNetDetector, read_landmarks
-from kappaface_dist.data.sources.base import IMAGE_SUFFIXES
-
-Locate = Callable[[np.ndarray], np.ndarray | None]
+from kappaface_dist.data.prepare.align_photos import align_photo, detected_photos, listed_photos
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument("photos", type=Path, help="folder")
     parser.add_argument("out", type=Path, help="folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -41,21 +31,18 @@ def main() -> None:
     if not args.photos.is_dir():
         raise ValueError(f"there is no folder {args.photos}: name the one that holds the photos")
 
+    if args.landmarks:
+        photos = listed_photos(args.landmarks)
+    else:
+        photos = detected_photos(args.photos, args.detector)
     num_aligned, left_out = 0, []
-    for name, locate in tqdm(list(work(args)), unit=" photos", dynamic_ncols=True):
+    for name, locate in tqdm(list(photos), unit=" photos", dynamic_ncols=True):
+        target = (args.out / name).with_suffix(".jpg")
         try:
-            pixels_HW3 = decode_picture((args.photos / name).read_bytes())
-            points_52 = locate(pixels_HW3)
-            if points_52 is None:
-                raise ValueError("no face was found")
-            aligned = align_face(pixels_HW3, points_52, args.image_size)
+            align_photo(args.photos / name, target, locate, args.image_size)
+            num_aligned += 1
         except (ValueError, OSError) as error:
             left_out.append((name, str(error)))
-            continue
-        target = (args.out / name).with_suffix(".jpg")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(encode_jpeg(aligned))
-        num_aligned += 1
     for name, reason in left_out:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     print(
@@ -69,18 +56,6 @@ def main() -> None:
             "left_out": [{"photo": name, "reason": reason} for name, reason in left_out],
         },
     )
-
-
-def work(args: argparse.Namespace) -> Iterator[tuple[str, Locate]]:
-    """The photos, and how to find the face in each."""
-    if args.landmarks:
-        for name, points_52 in read_landmarks(args.landmarks):
-            yield name, lambda _, found=points_52: found
-        return
-    detector = YuNetDetector(args.detector)
-    for path in sorted(args.photos.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield str(path.relative_to(args.photos)), detector.largest_face
 
 
 if __name__ == "__main__":

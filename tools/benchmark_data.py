@@ -6,20 +6,17 @@ Example: python tools/benchmark_data.py data/faces/train.rec --loader cpu --devi
 """
 
 import argparse
-import multiprocessing
-import os
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from kappaface_dist import commands
 from kappaface_dist.data.sources.catalog import open_catalog
-from kappaface_dist.planning.loader_benchmark import CONTESTANTS, median, take_turn, time_reader
+from kappaface_dist.planning.loader_benchmark import Task, take_turns, time_reader
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument("data", help="a .rec file (DALI's reader wants its .idx beside it)")
     parser.add_argument("--loader", choices=("dali", "cpu"), default="cpu", help="ours")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -33,40 +30,47 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
-    args = parser.parse_args()
-    args.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    args.threads = args.threads or args.cores
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    cores = commands.num_cores()
     catalog = open_catalog(args.data)
-    context = multiprocessing.get_context("spawn")
-    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
-    for _ in range(args.rounds):
-        for name in CONTESTANTS:
-            results = context.Queue()
-            process = context.Process(target=take_turn, args=(name, args, results))
-            process.start()
-            turns[name].append(results.get())
-            process.join()
-    report: dict[str, Any] = {name: median(found) for name, found in turns.items()}
-    speed = {name: numbers.get("images_per_second") for name, numbers in report.items()}
-    for name in ("dali_reader", "torch_dataloader"):
-        ratio = speed["ours"] / speed[name] if speed["ours"] and speed[name] else None
-        report[f"ratio_to_{name}"] = ratio
-        if ratio:
-            of_cpu = "images_per_cpu_second"
-            report[f"cpu_ratio_to_{name}"] = report["ours"][of_cpu] / report[name][of_cpu]
+    task = Task(
+        args.data,
+        args.loader,
+        args.device,
+        args.dali_decodes,
+        args.batch_size,
+        args.image_size,
+        args.augment,
+        args.threads or cores,
+    )
+    found = take_turns(task, num_rounds=args.rounds, seconds=args.seconds, cores=cores)
+    report: dict[str, Any] = {**found, **ratios(found)}
     report["reader_records_per_second"] = time_reader(catalog)
-    report |= {name: value for name, value in vars(args).items() if name != "json"}
+    report |= {**asdict(task), "seconds": args.seconds, "rounds": args.rounds, "cores": cores}
     out = sys.stderr if args.json == "-" else sys.stdout
-    for name, numbers in speed.items():
-        text = f"{numbers:.0f} images/s" if numbers else report[name]["error"]
-        print(f"{name:<18}{text}", file=out)
+    for name, numbers in found.items():
+        speed = numbers.get("images_per_second")
+        print(f"{name:<18}{f'{speed:.0f} images/s' if speed else numbers['error']}", file=out)
     print(f"{'reader alone':<18}{report['reader_records_per_second']:.0f} records/s", file=out)
     commands.write_json(args.json, report)
+
+
+def ratios(found: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Ours to each other, in time and in processor time; None where one of the two failed."""
+    result: dict[str, float | None] = {}
+    ours = found["ours"]
+    for name in ("dali_reader", "torch_dataloader"):
+        other = found[name]
+        if "error" in ours or "error" in other:
+            result[f"ratio_to_{name}"] = None
+            continue
+        for key, short in (("images_per_second", ""), ("images_per_cpu_second", "cpu_")):
+            result[f"{short}ratio_to_{name}"] = ours[key] / other[key]
+    return result
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ with one thread, as torchrun's have; with one rank torch uses all cores (or OMP_
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,15 +20,14 @@ import torch
 
 from kappaface_dist import commands
 from kappaface_dist.head import ArcFace, PartialFC, SGDRows
+from kappaface_dist.head.shard import shard_classes
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.dense_head import DenseSide
 from kappaface_dist.planning.head_benchmark import (
-    Batch,
-    Side,
+    HeadSide,
+    RandomBatch,
     StreamingSide,
-    is_rank0,
-    local_classes,
-    measure,
+    measure_heads,
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -112,7 +112,9 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     """All sides of one size, and their ratios."""
     num_ranks = parallel.world_size()
     num_images = arguments.batch // num_ranks
-    builders: dict[str, partial[Side]] = {"streaming": partial(streaming_side, arguments, device)}
+    builders: dict[str, Callable[[], HeadSide]] = {
+        "streaming": partial(streaming_side, arguments, device)
+    }
     if arguments.sample_rate < 1 or arguments.skip_mass:
         builders["streaming_full"] = partial(streaming_side, arguments, device, exact=True)
     if arguments.dense:
@@ -120,7 +122,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         builders["dense"] = partial(
             DenseSide, arguments.classes, arguments.embedding, dtype, device
         )
-    num_rows = local_classes(arguments.classes)
+    num_rows = len(shard_classes(arguments.classes, 0, num_ranks))  # of the largest shard
     skipped = ("all", "dense", "json", "shrink")
     report = {
         **{name: value for name, value in vars(arguments).items() if name not in skipped},
@@ -129,9 +131,9 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
-    sides = measure(
+    sides = measure_heads(
         builders,
-        Batch(arguments.classes, num_images, arguments.embedding, device, arguments.near),
+        RandomBatch(arguments.classes, num_images, arguments.embedding, device, arguments.near),
         num_logits=num_rows * num_images * num_ranks,
         num_parameters=num_rows * arguments.embedding,
         num_repeats=arguments.repeats,
@@ -178,7 +180,7 @@ def run_cases(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     reports = {}
     for name, case in cases.items():
         reports[name] = benchmark(case, device)
-        if is_rank0() and arguments.json != "-":
+        if parallel.rank() == 0 and arguments.json != "-":
             print_table(name, reports[name])
     return reports if arguments.all else next(iter(reports.values()))
 
@@ -191,7 +193,7 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
     started = parallel.start()
     report = run_cases(arguments, started if arguments.device == "cuda" else torch.device("cpu"))
-    if is_rank0():
+    if parallel.rank() == 0:
         commands.write_json(arguments.json, report)
     parallel.stop()
 

@@ -38,9 +38,7 @@ from kappaface_dist.training.build import DTYPES, new_loader
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument("config", help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -3,13 +3,11 @@
 Example: python tools/check_record.py data/ms1mv3/train.rec --plot check.png
 """
 
-import argparse
 import os
 import sys
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from kappaface_dist import commands
 from kappaface_dist.data.prepare.check import CheckReport, check_catalog
@@ -17,9 +15,7 @@ from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument(
         "data", nargs="+", help="record file(s), .tar, .parquet, .arrow, or a folder of identities"
     )
@@ -29,12 +25,7 @@ def main() -> None:
     args = parser.parse_args()
 
     catalog = open_catalog(args.data if len(args.data) > 1 else args.data[0])
-    with tqdm(total=catalog.num_images, unit=" images", dynamic_ncols=True) as bar:
-        report = check_catalog(
-            catalog,
-            num_threads=args.threads,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
+    report = check_catalog(catalog, num_threads=args.threads, progress=commands.image_progress())
     numbers = summary(report)
     if args.plot:
         plot(report, args.plot)

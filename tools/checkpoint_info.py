@@ -7,20 +7,17 @@ Ends with code 1 where a file is missing or damaged. `sha256sum -c SHA256SUMS` i
 folder verifies too.
 """
 
-import argparse
 import math
 from pathlib import Path
 from typing import Any
 
 from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, damages, read_numbers
 from kappaface_dist.checkpoint.tensors import stored_tensors
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
     parser.add_argument("--json", metavar="PATH|-", help="write the description as JSON")
     args = parser.parse_args()

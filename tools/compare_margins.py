@@ -30,11 +30,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.arms import choose_arms
 from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
 from kappaface_dist.margin_study.report import comparison_table, draw_comparison
-from kappaface_dist.margin_study.schedule import Plan, collect, run_plan
+from kappaface_dist.margin_study.schedule import Experiment, collect, run_experiment
 from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.training import Budget, check_budget
 
@@ -51,9 +51,7 @@ BUDGET_OPTIONS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="per arm (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer people, pixels and epochs")
     parser.add_argument("--train", metavar="PATH", help="a dataset, instead of made-up people")
@@ -91,26 +89,30 @@ def main() -> None:
     args = parse_args()
     if int(os.environ.get("RANK", "0")) > 0:
         return  # under torchrun the first process starts as many workers as there are ranks
-    plan, processes = make_plan(args)
-    prepare_data(args, plan, processes)
+    experiment, processes = make_experiment(args)
+    prepare_data(args, experiment, processes)
     with tqdm(desc="trainings", unit="", mininterval=1.0) as bar:
-        bar.total = len(plan.arms) * plan.num_seeds + 1
+        bar.total = len(experiment.arms) * experiment.num_seeds + 1
 
         def progress(line: str) -> None:
             bar.update()
             bar.set_postfix_str(line)
 
-        num_trained = run_plan(plan, processes, progress)
-    report = {"kept": bar.total - num_trained, "budget": asdict(plan.budget), **collect(plan)}
-    draw_comparison(plan.folder / "comparison.png", report)
-    write_json(str(plan.folder / "comparison.json"), report)
+        num_trained = run_experiment(experiment, processes, progress)
+    report = {
+        "kept": bar.total - num_trained,
+        "budget": asdict(experiment.budget),
+        **collect(experiment),
+    }
+    draw_comparison(experiment.folder / "comparison.png", report)
+    write_json(str(experiment.folder / "comparison.json"), report)
     write_json(args.json, report)
     if args.json != "-":
         print(comparison_table(report))
-        print(f"picture, numbers and results of each training: {plan.folder}")
+        print(f"picture, numbers and results of each training: {experiment.folder}")
 
 
-def make_plan(args: argparse.Namespace) -> tuple[Plan, int]:
+def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
     """What the options ask for; ValueError where they contradict each other."""
     if (args.train is None) != (args.pairs is None):
         raise ValueError("--train and --pairs belong together: give both, or neither")
@@ -138,10 +140,10 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, int]:
         "runs/compare_margins_quick" if args.quick else "runs/compare_margins"
     )
     arms = choose_arms(args.arms, args.arm)
-    return Plan(folder, arms, args.seeds, budget, args.device), processes
+    return Experiment(folder, arms, args.seeds, budget, args.device), processes
 
 
-def prepare_data(args: argparse.Namespace, plan: Plan, processes: int) -> None:
+def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: int) -> None:
     """Render and decode, unless an earlier start has done it."""
     source: dict[str, Any]
     if args.train is None:
@@ -152,21 +154,21 @@ def prepare_data(args: argparse.Namespace, plan: Plan, processes: int) -> None:
         }
     else:
         source = {"train": args.train, "pairs": str(args.pairs), "long_tail": args.long_tail}
-    check_settings(plan.folder, {**source, **asdict(plan.budget)}, plan.arms)
-    data = plan.folder / "data"
+    check_settings(experiment.folder, {**source, **asdict(experiment.budget)}, experiment.arms)
+    data = experiment.folder / "data"
     if all((data / f"{name}.npy").is_file() for name in ARRAYS):
         return
     train, pairs = args.train, args.pairs
     if train is None:
         train, pairs = render_people(
-            plan.folder / "people",
+            experiment.folder / "people",
             num_identities=source["identities"],
             num_unseen=source["unseen"],
             seed=args.data_seed,
             processes=processes,
             progress=progress_bar,
         )
-    decode_dataset(data, train, pairs, plan.budget.image_size, args.long_tail)
+    decode_dataset(data, train, pairs, experiment.budget.image_size, args.long_tail)
 
 
 def progress_bar(items: Iterable[Any], total: int) -> Iterable[Any]:

@@ -5,11 +5,8 @@ Examples:
   python tools/convert_record.py train.rec shards/faces.tar --shards 64
 """
 
-import argparse
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 from kappaface_dist import commands
 from kappaface_dist.data.prepare.convert import convert
@@ -17,9 +14,7 @@ from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument(
         "data", nargs="+", help="record file(s), .tar, .parquet, .arrow, or a folder of identities"
     )
@@ -34,14 +29,13 @@ def main() -> None:
     args = parser.parse_args()
 
     catalog = open_catalog(args.data if len(args.data) > 1 else args.data[0])
-    with tqdm(total=catalog.num_images, unit=" images", dynamic_ncols=True) as bar:
-        report = convert(
-            catalog,
-            args.out,
-            shards=args.shards,
-            repair=args.repair,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
+    report = convert(
+        catalog,
+        args.out,
+        shards=args.shards,
+        repair=args.repair,
+        progress=commands.image_progress(),
+    )
     for where, why in report.dropped:
         print(f"left out: {where}: {why}", file=sys.stderr)
     print(

@@ -12,38 +12,25 @@ again only where weights or images changed. Unreadable images are rows of NaN, a
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.evaluation.embedding.files import open_images, write_npy, write_parquet
-from kappaface_dist.evaluation.embedding.store import ImageList, embed_to_folder
-from kappaface_dist.models.saved_model import open_model
+from kappaface_dist.evaluation.embedding.files import (
+    LabelledImages,
+    open_images,
+    write_npy,
+    write_parquet,
+)
+from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.models import command_line
+from kappaface_dist.models.saved_model import SavedModel
 from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
-    parser.add_argument("images", metavar="IMAGES", help="a .rec file, or a folder")
-    parser.add_argument("out", metavar="OUT", help="folder for the result")
-    parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
-    parser.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="add the mirror image's embedding, as the evaluation does",
-    )
-    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
-    args = parser.parse_args()
+    args = parse_args()
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    device = parallel.start()
-    model = parallel.agree(lambda: open_model(args.model))
-    model.network.to(device)
+    model, device = command_line.start(args.model)
     size = model.settings.image_size
     dataset = parallel.rank0_first(lambda: open_images(args.images))
     images = ImageList(
@@ -52,8 +39,7 @@ def main() -> None:
         decode=lambda number, payload: decode_image(payload, size),
         where=dataset.where,
     )
-    silent = True if parallel.rank() else None
-    with tqdm(desc="images of this process", unit=" images", disable=silent) as bar:
+    with command_line.image_bar("images of this process", leave=True) as bar:
         stored = embed_to_folder(
             model.network,
             images,
@@ -65,29 +51,48 @@ def main() -> None:
             keep_unreadable=True,
             progress=bar.update,
         )
+    command_line.stop(lambda: publish(args, model, dataset, stored))
 
-    def publish() -> None:
-        write = write_npy if args.format == "npy" else write_parquet
-        written = write(Path(args.out), stored, dataset)
-        report = {
-            "images": stored.count,
-            "reused": stored.num_reused,
-            "unreadable": [{"image": where, "reason": why} for where, why in stored.unreadable],
-            "embedding_size": model.settings.embedding_size,
-            "weights_sha256": model.digest,
-            "files": [str(path) for path in written],
-        }
-        if args.json != "-":
-            print(
-                f"{written[0]}: {stored.count} images, {stored.num_reused} of them done before,"
-                f" {len(stored.unreadable)} unreadable"
-            )
-            for where, why in stored.unreadable:
-                print(f"unreadable: {where}: {why}")
-        write_json(args.json, report)
 
-    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
-    parallel.stop()
+def parse_args() -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    command_line.add_model(parser)
+    parser.add_argument("images", metavar="IMAGES", help="a .rec file, or a folder")
+    parser.add_argument("out", metavar="OUT", help="folder for the result")
+    parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="add the mirror image's embedding, as the evaluation does",
+    )
+    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    return parser.parse_args()
+
+
+def publish(
+    args: argparse.Namespace, model: SavedModel, dataset: LabelledImages, stored: StoredEmbeddings
+) -> None:
+    """Write the result, and say what is in it."""
+    write = write_npy if args.format == "npy" else write_parquet
+    written = write(Path(args.out), stored, dataset)
+    report = {
+        "images": stored.count,
+        "reused": stored.num_reused,
+        "unreadable": [{"image": where, "reason": why} for where, why in stored.unreadable],
+        "embedding_size": model.settings.embedding_size,
+        "weights_sha256": model.digest,
+        "files": [str(path) for path in written],
+    }
+    if args.json != "-":
+        print(
+            f"{written[0]}: {stored.count} images, {stored.num_reused} of them done before,"
+            f" {len(stored.unreadable)} unreadable"
+        )
+        for where, why in stored.unreadable:
+            print(f"unreadable: {where}: {why}")
+    write_json(args.json, report)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,24 @@ how many. --report writes report.html with its plots, and tables in Markdown and
 import argparse
 from pathlib import Path
 
-from tqdm import tqdm
-
-from kappaface_dist.commands import run, write_json
-from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.evaluation.reports.pair_set import SetReport, report_set
 from kappaface_dist.evaluation.reports.pair_tables import text_table
 from kappaface_dist.evaluation.reports.pairs import write_html_report
 from kappaface_dist.evaluation.reports.plots import plot_roc
-from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
-from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.models import command_line
+from kappaface_dist.models.saved_model import SavedModel, model_facts
 
 
 def main() -> None:
     args = parse_args()
     paths = _named_paths(args.sets)
-    check_arguments(args)
+    command_line.check_arguments(args)
 
-    device = parallel.start()
-    model = parallel.agree(lambda: open_model(args.model))
-    model.network.to(device)
+    model, device = command_line.start(args.model)
     reports = {}
     for name, path in paths.items():
-        silent = True if parallel.rank() else None
-        with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
+        with command_line.image_bar(name) as bar:
             reports[name] = report_set(
                 model.network,
                 path,
@@ -44,15 +38,12 @@ def main() -> None:
                 num_replicates=args.bootstrap,
                 progress=bar.update,
             )
-    parallel.agree(lambda: publish(args, model, reports) if parallel.rank() == 0 else None)
-    parallel.stop()
+    command_line.stop(lambda: publish(args, model, reports))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser = new_parser(__doc__)
+    command_line.add_model(parser)
     parser.add_argument(
         "--set",
         dest="sets",
@@ -62,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         help="verification set (.bin); repeat for several",
     )
     parser.add_argument("--plot", metavar="PATH", help="draw the sets' ROC curves into this file")
-    add_arguments(parser)
+    command_line.add_arguments(parser)
     return parser.parse_args()
 
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from kappaface_dist.commands import run, write_json
-from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.evaluation.embedding.store import StoredEmbeddings
 from kappaface_dist.evaluation.reports.plots import plot_roc
 from kappaface_dist.evaluation.reports.table_formats import as_text
@@ -29,20 +27,17 @@ from kappaface_dist.evaluation.templates.benchmark import (
     evaluate_templates,
 )
 from kappaface_dist.evaluation.templates.pooling import Pooling
-from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
+from kappaface_dist.models import command_line
+from kappaface_dist.models.saved_model import SavedModel, model_facts
 from kappaface_dist.parallel import ranks as parallel
 
 
 def main() -> None:
     args = parse_args()
-    check_arguments(args)
-    device = parallel.start()
-    model = parallel.agree(lambda: open_model(args.model))
-    model.network.to(device)
+    command_line.check_arguments(args)
+    model, device = command_line.start(args.model)
     templates = parallel.agree(lambda: read_template_set(args.set))
-    with tqdm(
-        desc=templates.name, unit=" images", disable=True if parallel.rank() else None, leave=False
-    ) as bar:
+    with command_line.image_bar(templates.name) as bar:
         stored = embed_template_images(
             model.network,
             templates,
@@ -54,17 +49,12 @@ def main() -> None:
             flip=args.flip,
             progress=bar.update,
         )
-    parallel.agree(
-        lambda: publish(args, model, templates, stored, device) if parallel.rank() == 0 else None
-    )
-    parallel.stop()
+    command_line.stop(lambda: publish(args, model, templates, stored, device))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser = new_parser(__doc__)
+    command_line.add_model(parser)
     parser.add_argument("set", metavar="FOLDER", help="holds meta/ and loose_crop/")
     parser.add_argument("--cache", metavar="FOLDER", help="default: embeddings/ in the set")
     for name, text in (
@@ -77,7 +67,7 @@ def parse_args() -> argparse.Namespace:
             f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text
         )
     parser.add_argument("--plot", metavar="PATH", help="draw the ROC of 1:1 into this file")
-    add_arguments(parser)
+    command_line.add_arguments(parser)
     return parser.parse_args()
 
 

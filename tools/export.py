@@ -7,14 +7,13 @@ MODEL is an exported backbone, a checkpoint or a run folder. ONNX models take an
 are run by onnxruntime in batches of 1, 2, 7 and 64 and compared with PyTorch before they are kept.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.models.export import save_backbone
 from kappaface_dist.models.model_card import find_summary, model_card
 from kappaface_dist.models.onnx_export import OPSET, Comparison, compare, export_onnx
@@ -29,9 +28,7 @@ FORMATS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
     parser.add_argument("out", metavar="OUT", help="folder for the files")
     parser.add_argument("--formats", default=",".join(FORMATS), help="(default: %(default)s)")

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
-from kappaface_dist.evaluation.command_line import add_arguments, check_arguments
 from kappaface_dist.evaluation.embedding.files import unit_parts
 from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
 from kappaface_dist.evaluation.one_to_many.faces import identify_faces
 from kappaface_dist.evaluation.reports.identification import write_identification_report
 from kappaface_dist.evaluation.sets.face_lists import FaceList, read_distractors, read_faces
-from kappaface_dist.models.saved_model import SavedModel, model_facts, open_model
+from kappaface_dist.models import command_line
+from kappaface_dist.models.saved_model import SavedModel, model_facts
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -35,31 +34,23 @@ def main() -> None:
     args = parse_args()
     if not args.gallery and not args.distractors:
         raise ValueError("neither --gallery nor --distractors is given: where is one to search?")
-    check_arguments(args)
-    device = parallel.start()
-    model = parallel.agree(lambda: open_model(args.model))
-    model.network.to(device)
+    command_line.check_arguments(args)
+    model, device = command_line.start(args.model)
     lists = parallel.agree(lambda: read_lists(args))
     stored = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
-
-    parallel.agree(
-        lambda: publish(args, model, lists, stored, device) if parallel.rank() == 0 else None
-    )
-    parallel.stop()
+    command_line.stop(lambda: publish(args, model, lists, stored, device))
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser = new_parser(__doc__)
+    command_line.add_model(parser)
     parser.add_argument("--probes", required=True, metavar="PLACE")
     parser.add_argument("--gallery", metavar="PLACE")
     parser.add_argument("--distractors", metavar="PLACE")
     for name in ("probes", "gallery", "distractors"):
         parser.add_argument(f"--{name}-root", metavar="FOLDER", help="of a list's paths")
     parser.add_argument("--cache", metavar="FOLDER", default="embeddings", help="(%(default)s)")
-    add_arguments(parser)
+    command_line.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -84,8 +75,7 @@ def embed(
         decode=lambda number, payload: decode_image(payload, size),
         where=lambda number: str(faces.paths[number]),
     )
-    silent = True if parallel.rank() else None
-    with tqdm(desc=name, unit=" images", disable=silent, leave=False) as bar:
+    with command_line.image_bar(name) as bar:
         return embed_to_folder(
             model.network,
             images,

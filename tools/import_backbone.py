@@ -6,18 +6,14 @@ The result starts a training (backbone.init=r50.safetensors) or goes to evaluate
 Which backbone it is follows from its tensors. Nothing in the file is run.
 """
 
-import argparse
-
 from kappaface_dist.backbones import BACKBONES
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.models.export import save_backbone
 from kappaface_dist.models.insightface import import_backbone
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="backbone.pth, or checkpoint_gpu_0.pt")
     parser.add_argument("out", metavar="OUT.safetensors")
     parser.add_argument("--name", choices=BACKBONES, help="default: found by the tensors")

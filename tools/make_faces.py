@@ -4,7 +4,6 @@ python tools/make_faces.py data/faces --json data/faces/summary.json
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -15,17 +14,8 @@ from kappaface_dist import commands
 from kappaface_dist.made_up_faces.dataset import write_faces
 
 
-def num_cores() -> int:
-    """Cores that this process may use; fewer than the machine has in a container or a job."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument(
         "out", help="folder for train.rec, train.idx, property, unseen.bin and sheet.png"
     )
@@ -43,9 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--processes",
         type=int,
-        default=len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        default=commands.num_cores(),
         help="processes that draw; the result is the same for any number (default: every core)",
     )
     parser.add_argument(

@@ -9,20 +9,16 @@ drawn with --seed; the two kinds alternate. With --pairs: the pairs of that list
 Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is.
 """
 
-import argparse
-
 from tqdm import tqdm
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.prepare.make_record import prepare
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
 from kappaface_dist.evaluation.sets.pair_lists import all_pairs, images_by_identity, listed_pairs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="folder with a folder per identity")
     parser.add_argument("out", metavar="OUT.bin", help="file to write")
     parser.add_argument("--pairs", metavar="FILE", help="list of pairs in LFW's format")

@@ -5,26 +5,15 @@ Example: python tools/make_record.py photos data/mine
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
-
-from tqdm import tqdm
 
 from kappaface_dist import commands
 from kappaface_dist.data.prepare.make_record import make_record
 
 
-def num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args() -> argparse.Namespace:
+    parser = commands.new_parser(__doc__)
     parser.add_argument("folder", type=Path, help="holds a folder of images per identity")
     parser.add_argument("out", type=Path, help="folder for the result, made if absent")
     parser.add_argument(
@@ -38,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--processes",
         type=int,
-        default=num_cores(),
+        default=commands.num_cores(),
         help="that read, resize and encode; the result is the same (default: every core)",
     )
     parser.add_argument(
@@ -49,24 +38,18 @@ def main() -> None:
         " (default: one, train.rec)",
     )
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    bar: tqdm | None = None
 
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or tqdm(total=total, unit=" images", dynamic_ncols=True)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
+def main() -> None:
+    args = parse_args()
     report = make_record(
         args.folder,
         args.out,
         image_size=args.image_size,
         processes=args.processes,
         shards=args.shards,
-        progress=progress,
+        progress=commands.image_progress(),
     )
     for path, reason in report.unreadable:
         print(f"left out: {path}: {reason}", file=sys.stderr)

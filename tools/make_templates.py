@@ -3,18 +3,14 @@
 python tools/make_templates.py data/templates --people 60
 """
 
-import argparse
-
 from tqdm import tqdm
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.made_up_faces.templates import write_template_set
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("out", metavar="FOLDER", help="for loose_crop/ and meta/")
     parser.add_argument("--people", type=int, default=60, help="(default: %(default)s)")
     parser.add_argument("--name", default="ijbx", help="prefix of the lists (default: %(default)s)")
@@ -24,7 +20,7 @@ def main() -> None:
     report = write_template_set(
         args.out,
         name=args.name,
-        num_people=args.people,
+        num_identities=args.people,
         seed=args.seed,
         progress=lambda people: tqdm(people, desc="people", disable=None),
     )

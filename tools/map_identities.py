@@ -7,19 +7,16 @@ or a text file with a name per line, that of class 0 first. Then train with
 head.init=CHECKPOINT head.identity_map=map.tsv
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from kappaface_dist.checkpoint.identity_map import write_identity_map
-from kappaface_dist.commands import run
+from kappaface_dist.commands import new_parser, run
 from kappaface_dist.data.sources.catalog import open_catalog
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("old", type=Path, help="identities of the earlier run")
     parser.add_argument("new", type=Path, help="identities of the run to come")
     parser.add_argument("out", type=Path, help="the map")

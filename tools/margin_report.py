@@ -7,18 +7,16 @@ Writes report.md, margins.png (margin against images of the class), concentratio
 over the training from metrics.jsonl) and identities.png (sample images) to RUN/margins/.
 """
 
-import argparse
 from pathlib import Path
 
-from kappaface_dist.commands import run, write_json
+from kappaface_dist.commands import new_parser, run, write_json
+from kappaface_dist.margin_study.margin_page import summary_text, write_page
 from kappaface_dist.margin_study.margin_pictures import draw_pictures
-from kappaface_dist.margin_study.margin_report import margin_summary, read_measures, summary_text
+from kappaface_dist.margin_study.margin_report import margin_summary, read_measures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
     parser.add_argument("--train", metavar="PATH", help="the run's data, if it has moved")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
@@ -28,12 +26,10 @@ def main() -> None:
     summary = margin_summary(classes)
     folder = args.out or classes.folder.resolve().parents[1] / "margins"
     drawn = draw_pictures(folder, classes)
-    text = summary_text(summary)
-    pictures = "".join(f"\n![{path.stem}]({path.name})\n" for path in drawn)
-    (folder / "report.md").write_text(text + pictures, encoding="utf-8")
+    write_page(folder, summary, drawn)
     summary["pictures"] = [str(path) for path in drawn]
     if args.json != "-":
-        print(text + "\n" + "\n".join(summary["pictures"]))
+        print(summary_text(summary) + "\n" + "\n".join(summary["pictures"]))
     write_json(args.json, summary)
 
 

@@ -18,9 +18,7 @@ GAP = 2  # pixels between images
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.new_parser(__doc__)
     parser.add_argument("data", help="as data.train in a configuration")
     parser.add_argument("out", help="picture to write, .png")
     parser.add_argument("--augment", choices=PRESETS, default="flip", help="(default: flip)")

@@ -6,10 +6,10 @@ from typing import Any
 from torch import nn
 
 from kappaface_dist.backbones import iresnet, mobilefacenet, vit
+from kappaface_dist.backbones.layers import NUM_STAGES
 
 TINY = ("tiny", "tiny_gn")
 BACKBONES = (*iresnet.DEPTHS, *mobilefacenet.DEPTHS, *vit.SHAPES, *TINY)
-NUM_STAGES = 4
 
 
 def build_backbone(
@@ -86,7 +86,7 @@ def _stages(checkpointing: bool | Sequence[int]) -> tuple[int, ...]:
     if not set(checkpointing) <= set(every):
         raise ValueError(
             f"backbone.checkpointing is {list(checkpointing)}, expected true, false or stages from"
-            " 1 to 4"
+            f" 1 to {NUM_STAGES}"
         )
     return tuple(checkpointing)
 

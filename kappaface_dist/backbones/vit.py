@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kappaface_dist.backbones.layers import drop_path, rising_rates, run_block
+from kappaface_dist.backbones.layers import NUM_STAGES, drop_path, rising_rates, run_block
 
 PATCH_SIZE = 9
-NUM_STAGES = 4
 INIT_STD = 0.02
 
 

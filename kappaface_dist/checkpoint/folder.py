@@ -73,19 +73,16 @@ def publish(folder: Path, checksums: dict[str, str]) -> None:
     """Turn folder.part, whose files are all written, into the checkpoint `folder`."""
     part = part_folder(folder)
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(checksums.items()))
-    with (part / CHECKSUMS).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(part / CHECKSUMS, text)
     _sync(part)
     if folder.exists():
-        # A crash between the two renames leaves folder.part whole, and recover() finishes it.
+        # A crash between the renames leaves folder.part whole: see finish_interrupted_saves().
         folder.rename(_outdated(folder))
     part.rename(folder)
     _sync(folder.parent)
 
 
-def recover(root: Path) -> None:
+def finish_interrupted_saves(root: Path) -> None:
     """Finish what a crash interrupted between writing a checkpoint and giving it its name."""
     for sums in root.glob(f"step_*.part/{CHECKSUMS}"):
         folder = sums.parent.with_name(sums.parent.name.removesuffix(".part"))
@@ -183,6 +180,14 @@ def _outdated(folder: Path) -> Path:
     if place.exists():
         shutil.rmtree(place)
     return place
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file whose content survives a power cut; its name does once the folder is synced."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

@@ -78,7 +78,7 @@ class _IndexUnpickler(pickle._Unpickler):
     }
 
 
-def read_index(folder: Path) -> metadata.Metadata:
+def read_metadata(folder: Path) -> metadata.Metadata:
     """The index of a checkpoint.
 
     Raises:

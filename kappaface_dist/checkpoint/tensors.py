@@ -8,7 +8,6 @@ Shapes: C all classes, K classes of this shard, X anything.
 
 import inspect
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -24,8 +23,15 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from kappaface_dist.checkpoint.folder import NUMBERS, checksum, damages, part_folder, publish
-from kappaface_dist.checkpoint.index import read_index
+from kappaface_dist.checkpoint.folder import (
+    NUMBERS,
+    checksum,
+    damages,
+    part_folder,
+    publish,
+    write_synced,
+)
+from kappaface_dist.checkpoint.index import INDEX, read_metadata
 from kappaface_dist.parallel import ranks as parallel
 
 Tensors = dict[str, torch.Tensor]
@@ -78,10 +84,7 @@ def write(
         if part.exists():
             shutil.rmtree(part)
         part.mkdir(parents=True)
-        with (part / NUMBERS).open("w", encoding="utf-8") as file:
-            file.write(json.dumps(numbers, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(part / NUMBERS, json.dumps(numbers, indent=2) + "\n")
 
     def on_rank0(function: Any) -> None:
         parallel.agree(lambda: function() if parallel.rank() == 0 else None, group)
@@ -93,7 +96,7 @@ def write(
         # A rank's files carry its number; rank 0 has the index and the numbers beside them.
         own = [*part.glob(f"__{parallel.rank()}_*")]
         if parallel.rank() == 0:
-            own += [part / ".metadata", part / NUMBERS]
+            own += [part / INDEX, part / NUMBERS]
         sums = parallel.agree(lambda: {path.name: checksum(path) for path in own}, group)
         checksums = {k: v for one in parallel.gather_objects(sums, group) for k, v in one.items()}
         on_rank0(lambda: publish(folder, checksums))
@@ -163,7 +166,7 @@ def verify(folder: Path) -> list[str]:
 
 def stored_tensors(folder: Path) -> dict[str, tuple[list[int], torch.dtype]]:
     """Shape and type of every tensor in a checkpoint, by name."""
-    index = cast(dict[str, TensorStorageMetadata], read_index(folder).state_dict_metadata)
+    index = cast(dict[str, TensorStorageMetadata], read_metadata(folder).state_dict_metadata)
     return {name: (list(entry.size), entry.properties.dtype) for name, entry in index.items()}
 
 
@@ -176,7 +179,7 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, which would run whatever program the index is."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        index = read_index(Path(self.path))
+        index = read_metadata(Path(self.path))
         assert index.storage_meta is not None
         index.storage_meta.load_id = self.load_id
         return index

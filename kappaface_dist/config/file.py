@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kappaface_dist.config.keys import Config, check_config
+from kappaface_dist.config.checks import check_config
+from kappaface_dist.config.keys import Config
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -69,14 +69,6 @@ def check_jpeg(payload: bytes) -> None:
         raise ValueError(f"not a readable image ({_reason(error)})") from error
 
 
-def normalise_image(pixels_HW3: np.ndarray, out_3HW: np.ndarray) -> None:
-    """Write (x - 127.5) / 127.5 of uint8 pixels into a float32 array, channels first."""
-    # Two steps: the strided copy of bytes and the conversion of whole rows are fast ones.
-    pixels_3HW = np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
-    np.subtract(pixels_3HW, np.float32(127.5), out=out_3HW, dtype=np.float32)
-    np.divide(out_3HW, np.float32(127.5), out=out_3HW)
-
-
 def _reason(error: Exception) -> str:
     # Pillow's own text for this has the address of an object in it.
     unknown = isinstance(error, UnidentifiedImageError)

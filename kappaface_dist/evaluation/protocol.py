@@ -10,6 +10,7 @@ import numpy as np
 # The grid on which the field looks for its threshold: squared distances of unit vectors, 0 to 4.
 FIELD_THRESHOLDS_T = np.arange(0, 4, 0.01)
 NUM_FOLDS = 10
+FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,38 @@ class Roc:
     far_T: np.ndarray
     tar_T: np.ndarray
     threshold_T: np.ndarray
+
+
+@dataclass(frozen=True)
+class CurveNumbers:
+    """What follows from a ROC; None stands for what the pairs cannot say.
+
+    Attributes:
+        curve: None where all pairs are of one kind.
+        tar_at_far: with the keys "1e-1" to "1e-6", None where there are not enough different pairs.
+        note: why numbers are missing, empty when none is.
+    """
+
+    curve: Roc | None
+    auc: float | None
+    eer: float | None
+    tar_at_far: dict[str, float | None]
+    note: str
+
+
+def curve_numbers(distance_P: np.ndarray, same_P: np.ndarray) -> CurveNumbers:
+    """AUC, EER and TAR at FALSE_ACCEPT_RATES of pairs with these distances."""
+    num_different = int(np.sum(~same_P))
+    names = {rate_name(far): far for far in FALSE_ACCEPT_RATES}
+    if num_different in (0, len(same_P)):
+        kind = "different people" if num_different else "the same person"
+        note = f"all {len(same_P)} pairs are of {kind}"
+        return CurveNumbers(None, None, None, dict.fromkeys(names), note)
+    curve = roc(distance_P, same_P)
+    rates = {name: tar_at_far(curve, num_different, far) for name, far in names.items()}
+    missing = ", ".join(name for name, rate in rates.items() if rate is None)
+    note = f"{num_different} different pairs are not enough for FAR {missing}" if missing else ""
+    return CurveNumbers(curve, area_under(curve), equal_error_rate(curve), rates, note)
 
 
 def fold_accuracies(
@@ -131,6 +164,11 @@ def tar_at_far(curve: Roc, num_different: int, far: float) -> float | None:
     if far * num_different < 1 - 1e-9:
         return None
     return float(curve.tar_T[np.flatnonzero(curve.far_T <= far * (1 + 1e-9))[-1]])
+
+
+def rate_name(far: float) -> str:
+    """1e-1 rather than 1e-01 or 0.1."""
+    return f"1e-{round(-np.log10(far))}"
 
 
 def _ends_of_ties(sorted_P: np.ndarray) -> np.ndarray:

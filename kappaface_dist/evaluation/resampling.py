@@ -9,11 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_REPLICATES = 1000
-
-
 LEVEL = 0.95
-
-
 # Points of the band around the ROC, per decade of the false accept rate.
 BAND_POINTS = 10
 

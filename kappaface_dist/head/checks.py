@@ -1,13 +1,14 @@
-"""What can be wrong with a head's settings or with a gathered batch, in words.
+"""What can be wrong with a head's counts or with a gathered batch, in words.
 
 All ranks see the same batch, so all come to the same sentence.
-Shapes: G images on all ranks, D embedding size.
+Shapes: G images on all ranks, D embedding size; X any.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from kappaface_dist.head.softmax.settings import LARGEST_SCALE, Softmax
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -19,61 +20,66 @@ def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
         )
 
 
-def check_softmax(
-    softmax: Softmax, sample_rate: float, logit_cache_bytes: int, split_centres: bool | None
-) -> None:
-    """Raise ValueError for settings of PartialFC that cannot be meant."""
-    scale, filter_threshold, dtype = softmax.scale, softmax.filter_threshold, softmax.dtype
-    largest_scale = LARGEST_SCALE / softmax.largest_cosine
-    if not 0.0 < scale <= largest_scale:
-        raise ValueError(
-            f"margin.scale is {scale}: it must be above 0 and at most"
-            f" {largest_scale:g}, the range in which the softmax is exact in fp32"
-        )
-    if not 0.0 < sample_rate <= 1.0:
-        raise ValueError(f"head.sample_rate is {sample_rate}: it is a share, above 0 up to 1")
-    if filter_threshold is not None and not 0.0 < filter_threshold < 1.0:
-        raise ValueError(
-            f"head.filter_threshold is {filter_threshold}: it is a cosine, above 0 and below 1;"
-            " leave it out to filter nothing"
-        )
-    if logit_cache_bytes < 0:
-        raise ValueError(f"head.logit_cache_bytes is {logit_cache_bytes}: use 0 or more")
-    if not 0.0 <= softmax.skip_mass < 1.0:
-        raise ValueError(
-            f"head.skip_mass is {softmax.skip_mass}: it is a share, from 0 (exact) to below 1"
-        )
-    if softmax.skip_mass and softmax.largest_cosine != 1.0:
-        raise ValueError(
-            f"head.skip_mass is {softmax.skip_mass}, but this margin changes the other classes'"
-            " logits, whose mass is then not their gradient's: set it to 0"
-        )
-    if split_centres and dtype != torch.bfloat16:
-        raise ValueError(
-            f"head.split_centres needs bf16 products, but head.dtype is {dtype}: set it to bf16"
-        )
+def check_labels(label_G: torch.Tensor, num_classes: int) -> None:
+    """Raise ValueError for a label outside 0..num_classes-1."""
+    place, label = map(int, first_wrong_label(label_G, num_classes))
+    if place >= 0:
+        raise ValueError(wrong_label(place, label, len(label_G), num_classes))
 
 
-def wrong_label(label_G: torch.Tensor, num_classes: int) -> str | None:
-    """The first label outside 0..num_classes-1, or None."""
-    wrong_G = (label_G < 0) | (label_G >= num_classes)
-    if not wrong_G.any():
-        return None
+class BatchEvidence(NamedTuple):
+    """What is wrong with a gathered batch; a place among its images is -1 where nothing is.
+
+    Attributes:
+        label_place: of the first label that the head has no class for.
+        label: that label.
+        embedding_place: of the first embedding that is not finite.
+        num_images: of the batch.
+    """
+
+    label_place: int
+    label: int
+    embedding_place: int
+    num_images: int
+
+
+def batch_evidence(
+    embedding_GD: torch.Tensor, label_G: torch.Tensor, num_classes: int
+) -> torch.Tensor:
+    """The numbers of a BatchEvidence, int64 on the batch's device, without waiting for it."""
+    largest_G = torch.linalg.vector_norm(embedding_GD, torch.inf, dim=1)
+    numbers = [
+        *first_wrong_label(label_G, num_classes),
+        first_true(~largest_G.isfinite()),
+        torch.full((), len(label_G), device=label_G.device),
+    ]
+    return torch.stack(numbers)
+
+
+def first_wrong_label(label_G: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Place of the first label outside 0..num_classes-1, or -1, and that label."""
+    place = first_true((label_G < 0) | (label_G >= num_classes))
+    return place, label_G.take(place.clamp(min=0))
+
+
+def first_true(flag_X: torch.Tensor) -> torch.Tensor:
+    """Place of the first flag that is set, or -1; a 0-dimensional tensor on the same device."""
+    return torch.where(flag_X.any(), flag_X.int().argmax(), -1)
+
+
+def wrong_label(place: int, label: int, num_images: int, num_classes: int) -> str:
+    """In words: a label outside 0..num_classes-1."""
     return (
-        f"{_first_image(wrong_G)} has label {int(label_G[wrong_G][0])}, but the head has"
-        f" {num_classes} classes: labels run from 0 to {num_classes - 1}"
+        f"{_image(place, num_images)} has label {label}, but the head has {num_classes} classes:"
+        f" labels run from 0 to {num_classes - 1}"
     )
 
 
-def wrong_embedding(embedding_GD: torch.Tensor) -> str | None:
-    """The first embedding that is not finite, or None."""
-    wrong_G = ~embedding_GD.isfinite().all(dim=1)
-    if not wrong_G.any():
-        return None
-    return f"{_first_image(wrong_G)} has an embedding that is not finite"
+def wrong_embedding(place: int, num_images: int) -> str:
+    """In words: an embedding that is not finite."""
+    return f"{_image(place, num_images)} has an embedding that is not finite"
 
 
-def _first_image(wrong_G: torch.Tensor) -> str:
-    index = int(wrong_G.nonzero()[0])
-    images_per_rank = len(wrong_G) // parallel.world_size()
-    return f"image {index % images_per_rank} of the batch of rank {index // images_per_rank}"
+def _image(place: int, num_images: int) -> str:
+    rank, image = divmod(place, num_images // parallel.world_size())
+    return f"image {image} of the batch of rank {rank}"

@@ -1,15 +1,17 @@
 """PartialFC: the classifier, sharded over the ranks, with a margin for each class.
 
 Shapes: B images on this rank, G images on all N ranks, D embedding size, C all classes, K classes
-of this shard, S rows used in a step.
+of this shard.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from kappaface_dist.counter_random import mix64
-from kappaface_dist.head.checks import check_images, check_softmax, wrong_embedding, wrong_label
+from kappaface_dist.head.checks import batch_evidence, check_images, check_labels
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.sampling import choose_rows
@@ -21,7 +23,6 @@ from kappaface_dist.head.softmax.row_update import RowOptimizer, RowState, SGDRo
 from kappaface_dist.head.softmax.rows import Centres
 from kappaface_dist.head.softmax.second_pass import MicroBatch, share_rows, whole_gradient
 from kappaface_dist.head.softmax.settings import Softmax
-from kappaface_dist.head.softmax.streaming import LogitCache
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -53,8 +54,7 @@ class PartialFC(torch.nn.Module):
         filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
             images of the target's person under another label; None: none.
         split_centres: hold the centres as halves, the upper one the operand of bf16 products
-            (`softmax/rows.py`); None: where dtype is bfloat16 on a GPU. `weight_KD` and
-            `sharded_state` put them back in order, in place, until the next call.
+            (`softmax/rows.py`), in order for whoever asks; None: with bfloat16 on a GPU.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
             as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
@@ -83,37 +83,37 @@ class PartialFC(torch.nn.Module):
         device: torch.device | str = "cpu",
     ):
         super().__init__()
-        self.margin = margin = margin if margin is not None else KappaFace()
-        largest = margin.largest_cosine
-        self.softmax = Softmax(
-            margin.scale, dtype, filter_threshold, chunk_bytes, fused, largest, skip_mass
-        )
         check_images(images_per_class, num_classes)
-        check_softmax(self.softmax, sample_rate, logit_cache_bytes, split_centres)
+        self.margin = margin if margin is not None else KappaFace()
+        self.softmax = Softmax(
+            scale=self.margin.scale,
+            largest_cosine=self.margin.largest_cosine,
+            sample_rate=sample_rate,
+            dtype=dtype,
+            logit_cache_bytes=logit_cache_bytes,
+            filter_threshold=filter_threshold,
+            split_centres=split_centres,
+            chunk_bytes=chunk_bytes,
+            skip_mass=skip_mass,
+            fused=fused,
+        )
         device = torch.device(device)
-        if split_centres is None:
-            split_centres = dtype == torch.bfloat16 and device.type == "cuda"
         self.num_classes = num_classes
-        self.embedding_size = embedding_size
-        self.sample_rate = sample_rate
         self.optimizer = optimizer if optimizer is not None else SGDRows()
-        self.dtype = dtype
-        self.logit_cache_bytes = logit_cache_bytes
         self.seed = seed
-        self.num_draws = 0
-        self.num_steps = 0
+        self.num_draws = self.num_steps = 0
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
-        self._centres = Centres(weight_KD, split=split_centres)
+        self._centres = Centres(weight_KD, split=self.softmax.splits_centres(device))
         self.class_margins = ClassMargins(
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
-        self.rank_one = RankOne()
-        self.skipped = Skipped()
+        self.rank_one, self.skipped = RankOne(), Skipped()
         self._pending: list[MicroBatch] = []
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # the batch just seen
+        self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
     @property
     def weight_KD(self) -> torch.Tensor:
@@ -125,58 +125,45 @@ class PartialFC(torch.nn.Module):
 
         Raises:
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
-                NaN instead and `explain_non_finite` names the label).
+                NaN instead and `batch_evidence` has the label).
         """
         embedding_BD = embedding_BD.to(self.state_dtype)
         unit_BD = F.normalize(embedding_BD, dim=1)
+        learning = unit_BD.requires_grad
         norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
         with torch.no_grad():
-            embedding_GD, label_G, norm_G = gather_batch(unit_BD, label_B, self.dtype, norm_B)
+            batch = gather_batch(unit_BD, label_B, norm_B, self.softmax.dtype, self.classes)
+            embedding_GD, label_G = batch.embedding_GD, batch.label_G
             self._last = (embedding_GD, label_G)
-            if label_G.device.type == "cpu" and (problem := wrong_label(label_G, self.num_classes)):
-                raise ValueError(problem)
-            owned_G = (label_G >= self.classes.start) & (label_G < self.classes.stop)
-            # Other ranks' classes stand for some row of ours, whichever, and are masked.
-            local_id_G = torch.where(owned_G, label_G - self.classes.start, 0)
-            learning = unit_BD.requires_grad
+            if self.refuses_labels:
+                check_labels(label_G, self.num_classes)
+            seed = mix64(self.seed, self.num_draws, self.classes.start)
             rows, column_G = choose_rows(
-                self._centres,
-                local_id_G,
-                owned_G,
-                self.sample_rate,
-                mix64(self.seed, self.num_draws, self.classes.start),
+                self._centres, batch.local_id_G, batch.owned_G, self.softmax.sample_rate, seed
             )
             self.num_draws += 1
-            used = sum(batch.cache.used_bytes for batch in self._pending if batch.cache is not None)
+            room = self.softmax.logit_cache_bytes - sum(b.cache.used_bytes for b in self._pending)
             result = first_pass(
-                embedding_GD,
+                batch,
                 rows,
                 column_G,
-                local_id_G,
-                owned_G,
-                class_margins=self.class_margins,
-                norm_G=norm_G,
+                self.class_margins,
+                self.softmax,
                 seed=mix64(self.seed, self.num_steps, len(self._pending)),
-                softmax=self.softmax,
-                cache=LogitCache(self.logit_cache_bytes - used) if learning else None,
-                rank_one=self.rank_one,
-                learning=learning,
+                cache_bytes=room if learning else None,
+                find_nearest=self.rank_one.active,
             )
-            statistics = self.class_margins.statistics
-            if learning and statistics is not None:
-                statistics.add(embedding_GD, result.cosine_G, local_id_G, owned_G)
+            self.rank_one.count(result.nearest_G, result.cosine_G, batch.owned_G)
+            if learning and (statistics := self.class_margins.statistics) is not None:
+                statistics.add(embedding_GD, result.cosine_G, batch.local_id_G, batch.owned_G)
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
             valid = ((label_G >= 0) & (label_G < self.num_classes)).all()
             loss = torch.where(valid, result.loss, torch.nan)
-        return hand_to_backward(unit_BD, norm_B, loss, result, self._pending)
+        return hand_to_backward(unit_BD, norm_B, loss, result, self._pending.append)
 
     @torch.no_grad()
     def step(
-        self,
-        lr: float,
-        *,
-        loss_scale: torch.Tensor | float = 1.0,
-        skip: torch.Tensor | None = None,
+        self, lr: float, *, loss_scale: torch.Tensor | float = 1.0, skip: torch.Tensor | None = None
     ) -> None:
         """Second pass: the gradient and the update of this shard's centres, chunk by chunk.
 
@@ -188,14 +175,12 @@ class PartialFC(torch.nn.Module):
             skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
         """
         assert self._pending, "head.step() without a loss.backward() since the last one"
-        batches = share_rows(self._pending)
+        batches = [batch.unscaled(loss_scale) for batch in share_rows(self._pending)]
         for batch in batches:
-            batch.factor = batch.factor / loss_scale
-            if batch.tiles is not None:
-                self.skipped.add(batch.tiles)
+            self.skipped.add(batch.tiles)
         self._centres.arrange()
         update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
-        self._pending.clear()
+        self.discard()
         self.num_steps += 1
         self.class_margins.end_step(self.num_steps)
 
@@ -209,9 +194,18 @@ class PartialFC(torch.nn.Module):
     def discard(self) -> None:
         """Forget the losses differentiated since the last step, without an update."""
         self._pending.clear()
+        self._last = None
+
+    def held_cache_bytes(self) -> int:
+        """Memory that the logit caches of the losses differentiated since the last step take."""
+        return sum(batch.cache.held_bytes for batch in self._pending)
+
+    def take_chunks_of(self, num_rows: int) -> None:
+        """From now on take this many centres at a time, whatever chunk_bytes says."""
+        self.softmax = replace(self.softmax, rows_per_chunk=num_rows)
 
     def margins(self) -> torch.Tensor:
-        """This shard's per-class margins [K], fp32: radians, or as the margin states."""
+        """This shard's live per-class margins [K], fp32: radians, or as the margin states."""
         return self.class_margins.margin_K
 
     def summary(self) -> dict[str, float]:
@@ -238,23 +232,19 @@ class PartialFC(torch.nn.Module):
 
     def counters(self) -> dict[str, int]:
         """The numbers, equal on all ranks, that belong to the state beside its tensors."""
-        return {
-            "num_draws": self.num_draws,
-            "num_steps": self.num_steps,
-            "num_refreshes": self.class_margins.num_refreshes,
-        }
+        numbers = {"num_draws": self.num_draws, "num_steps": self.num_steps}
+        return numbers | {"num_refreshes": self.class_margins.num_refreshes}
 
     def load_counters(self, counters: dict[str, int]) -> None:
         self.num_draws = counters["num_draws"]
         self.num_steps = counters["num_steps"]
         self.class_margins.num_refreshes = counters["num_refreshes"]
 
-    def explain_non_finite(self) -> str | None:
-        """What in the last batch makes the loss non-finite, or None if that batch is sound.
+    @torch.no_grad()
+    def batch_evidence(self) -> torch.Tensor:
+        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`.
 
-        Every rank looks at the gathered batch, so all give the same answer without a collective.
+        To be asked for before `step`. Nothing waits for the device; all ranks get the same.
         """
-        if self._last is None:
-            return None
-        embedding_GD, label_G = self._last
-        return wrong_label(label_G, self.num_classes) or wrong_embedding(embedding_GD)
+        assert self._last is not None, "head.batch_evidence() without a batch since the last step"
+        return batch_evidence(*self._last, self.num_classes)

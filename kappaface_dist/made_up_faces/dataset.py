@@ -3,7 +3,7 @@
 render_face(seed, identity, image) depends on its arguments alone. write_faces makes a training
 record of it, with a long-tailed number of images per identity, and verification pairs of others.
 
-Shapes: H W image size; P pairs.
+Shapes: H W image size; P pairs, S pairs of one kind.
 """
 
 import multiprocessing
@@ -87,27 +87,63 @@ def render_all(photos: Sequence[PhotoNumber], processes: int) -> Iterator[bytes]
         yield from pool.map(face_jpeg, photos, chunksize=32)
 
 
+def render_record(
+    prefix: Path,
+    counts: Sequence[int],
+    unseen_counts: Sequence[int],
+    *,
+    seed: int,
+    image_size: int,
+    processes: int,
+    progress: Progress,
+) -> list[bytes]:
+    """Write prefix.rec and prefix.idx with counts[i] photos of identity i, labelled i.
+
+    Returns:
+        unseen_counts[i] photos of the i-th identity that is not in the record, one after another.
+    """
+    identities = [*enumerate(counts), *enumerate(unseen_counts, FIRST_UNSEEN)]
+    photos: list[PhotoNumber] = [
+        (seed, identity, image, image_size)
+        for identity, num_images in identities
+        for image in range(num_images)
+    ]
+    payloads = iter(progress(render_all(photos, processes), len(photos)))
+    with RecordWriter(prefix) as writer:
+        for _, identity, *_ in photos[: sum(counts)]:
+            writer.write(identity, next(payloads))
+    return list(payloads)
+
+
 def draw_pairs(seed: int, num_identities: int) -> tuple[np.ndarray, np.ndarray]:
-    """Verification pairs of num_identities people with UNSEEN_IMAGES images each.
+    """Verification pairs of num_identities identities with UNSEEN_IMAGES images each.
 
     Returns:
         image numbers int64 [P, 2] (identity * UNSEEN_IMAGES + image), all different, and
-        bool [P], True for the same person; the two kinds alternate, so every fold is balanced.
+        bool [P], True for the same identity; the two kinds alternate, so every fold is balanced.
     """
     rng = numbered_generator(seed, PAIRS, 0)
-    first, second = np.triu_indices(UNSEEN_IMAGES, k=1)
-    offset = UNSEEN_IMAGES * np.arange(num_identities)[:, None]
-    same_S2 = np.stack([(offset + first).ravel(), (offset + second).ravel()], axis=1)
-    num_same = min(len(same_S2), MAX_PAIRS // 2)
-    same_S2 = rng.permutation(same_S2)[:num_same]
+    same_S2 = pairs_of_same(rng, num_identities, UNSEEN_IMAGES)[: MAX_PAIRS // 2]
+    num_same = len(same_S2)
     num_images = num_identities * UNSEEN_IMAGES
     candidate_S2 = np.sort(rng.integers(0, num_images, (8 * num_same + 640, 2)), axis=1)
     first_S, second_S = candidate_S2.T // UNSEEN_IMAGES
     candidate_S2 = candidate_S2[first_S != second_S]
     _, position = np.unique(candidate_S2, axis=0, return_index=True)
-    different_S2 = candidate_S2[np.sort(position)][:num_same]
+    return in_turns(same_S2, candidate_S2[np.sort(position)][:num_same])
+
+
+def pairs_of_same(rng: np.random.Generator, num_identities: int, num_images: int) -> np.ndarray:
+    """All pairs of two of an identity's num_images images, in random order, int64 [S, 2]."""
+    first, second = np.triu_indices(num_images, k=1)
+    offset = num_images * np.arange(num_identities)[:, None]
+    return rng.permutation(np.stack([(offset + first).ravel(), (offset + second).ravel()], axis=1))
+
+
+def in_turns(same_S2: np.ndarray, different_S2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two kinds of pairs, alternating [P, 2], and bool [P], True for the first kind."""
     pair_P2 = np.stack([same_S2, different_S2], axis=1).reshape(-1, 2)
-    return pair_P2, np.tile([True, False], num_same)
+    return pair_P2, np.tile([True, False], len(same_S2))
 
 
 def contact_sheet(
@@ -163,29 +199,22 @@ def write_faces(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     counts = [draw_num_images(seed, identity) for identity in range(num_identities)]
-    labels = np.repeat(np.arange(num_identities), counts).tolist()
-    photos: list[PhotoNumber] = [
-        (seed, identity, image, image_size)
-        for identity, n in enumerate(counts)
-        for image in range(n)
-    ]
-    photos += [
-        (seed, FIRST_UNSEEN + identity, image, image_size)
-        for identity in range(num_unseen)
-        for image in range(UNSEEN_IMAGES)
-    ]
-    payloads = iter(progress(render_all(photos, processes), len(photos)))
-    with RecordWriter(folder / "train") as writer:
-        for label in labels:
-            writer.write(label, next(payloads))
-    unseen = list(payloads)
+    unseen = render_record(
+        folder / "train",
+        counts,
+        [UNSEEN_IMAGES] * num_unseen,
+        seed=seed,
+        image_size=image_size,
+        processes=processes,
+        progress=progress,
+    )
     pair_P2, same_P = draw_pairs(seed, num_unseen)
     write_pairs(folder / "unseen.bin", [unseen[i] for i in pair_P2.ravel()], same_P)
     (folder / "property").write_text(f"{num_identities},{image_size},{image_size}\n")
     contact_sheet(seed, range(min(num_identities, 12)), 10, image_size).save(folder / "sheet.png")
     return {
         "identities": num_identities,
-        "images": len(labels),
+        "images": sum(counts),
         "image_size": image_size,
         "seed": seed,
         "images_per_identity": counts,

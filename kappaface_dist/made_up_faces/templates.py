@@ -20,7 +20,7 @@ from kappaface_dist.made_up_faces.identity import numbered_generator
 
 PLACEMENT = 71  # the stream of random numbers that is this set's own
 SIZE = 160  # of the loose crops, in pixels
-TEMPLATES_PER_PERSON = 3  # the first is the gallery's, the others are probes
+TEMPLATES_PER_IDENTITY = 3  # the first is the gallery's, the others are probes
 MEDIA = ((1, 1), (1, 3), (3, 2))  # frames of each medium, by template: still or video
 HEADER = "TEMPLATE_ID,SUBJECT_ID,FILENAME,SIGHTING_ID"
 
@@ -29,7 +29,7 @@ def write_template_set(
     root: str | Path,
     *,
     name: str,
-    num_people: int,
+    num_identities: int,
     seed: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Any]:
@@ -37,40 +37,40 @@ def write_template_set(
 
     Args:
         name: prefix of the list files.
-        num_people: half of them in each gallery.
-        progress: wraps the people, for a progress bar.
+        num_identities: half of them in each gallery.
+        progress: wraps the identities, for a progress bar.
 
     Returns:
         The numbers of images, templates and pairs.
 
     Raises:
-        ValueError: num_people is below 4.
+        ValueError: num_identities is below 4.
     """
-    if num_people < 4:
-        raise ValueError(f"{num_people} people are too few: two galleries of two need 4")
+    if num_identities < 4:
+        raise ValueError(f"{num_identities} people are too few: two galleries of two need 4")
     root = Path(root)
     (root / "loose_crop").mkdir(parents=True, exist_ok=True)
     (root / "meta").mkdir(parents=True, exist_ok=True)
     images: list[str] = []
     points: list[str] = []
     rows: dict[str, list[str]] = {"gallery_G1": [], "gallery_G2": [], "probe_mixed": []}
-    for person in progress(range(num_people)):
+    for identity in progress(range(num_identities)):
         photo = media = 0
-        for number in range(TEMPLATES_PER_PERSON):
-            template = person * TEMPLATES_PER_PERSON + number + 1
+        for number in range(TEMPLATES_PER_IDENTITY):
+            template = identity * TEMPLATES_PER_IDENTITY + number + 1
             for frames in MEDIA[number]:
                 media += 1
                 for _ in range(frames):
                     file = f"{len(images) + 1}.jpg"
-                    pixels, points_52, score = _place(seed, FIRST_UNSEEN + person, photo)
+                    pixels, points_52, score = _place(seed, FIRST_UNSEEN + identity, photo)
                     photo += 1
                     (root / "loose_crop" / file).write_bytes(encode_jpeg(pixels, quality=90))
-                    images.append(f"{file} {template} {person * 100 + media}")
+                    images.append(f"{file} {template} {identity * 100 + media}")
                     numbers = " ".join(f"{value:.3f}" for value in points_52.ravel())
                     points.append(f"{file} {numbers} {score:.4f}")
-                    place = "probe_mixed" if number else f"gallery_G{person % 2 + 1}"
-                    rows[place].append(f"{template},{person + 1},{file},{media}")
-    pairs = _pairs(seed, num_people)
+                    place = "probe_mixed" if number else f"gallery_G{identity % 2 + 1}"
+                    rows[place].append(f"{template},{identity + 1},{file},{media}")
+    pairs = _pairs(seed, num_identities)
     meta = {f"{name}_1N_{key}.csv": [HEADER, *lines] for key, lines in rows.items()}
     meta |= {
         f"{name}_face_tid_mid.txt": images,
@@ -81,9 +81,9 @@ def write_template_set(
         (root / "meta" / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {
         "images": len(images),
-        "templates": num_people * TEMPLATES_PER_PERSON,
+        "templates": num_identities * TEMPLATES_PER_IDENTITY,
         "pairs": len(pairs),
-        "people": num_people,
+        "people": num_identities,
     }
 
 
@@ -99,14 +99,14 @@ def _place(seed: int, identity: int, photo: int) -> tuple[np.ndarray, np.ndarray
     return pixels, REFERENCE_52 @ linear.T + shift, float(rng.uniform(0.6, 1.0))
 
 
-def _pairs(seed: int, num_people: int) -> list[str]:
+def _pairs(seed: int, num_identities: int) -> list[str]:
     """Gallery templates against every probe template of 1:1, as IJB's pairs are made."""
     lines = []
-    for first in range(num_people):
-        for second in range(num_people):
-            for number in range(1, TEMPLATES_PER_PERSON):
-                gallery = first * TEMPLATES_PER_PERSON + 1
-                probe = second * TEMPLATES_PER_PERSON + number + 1
+    for first in range(num_identities):
+        for second in range(num_identities):
+            for number in range(1, TEMPLATES_PER_IDENTITY):
+                gallery = first * TEMPLATES_PER_IDENTITY + 1
+                probe = second * TEMPLATES_PER_IDENTITY + number + 1
                 lines.append(f"{gallery} {probe} {int(first == second)}")
     order = numbered_generator(seed, PLACEMENT, FIRST_UNSEEN).permutation(len(lines))
     return [lines[i] for i in order]

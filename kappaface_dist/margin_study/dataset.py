@@ -3,23 +3,22 @@
 Shapes: I training images, C classes, M images of unseen people, P pairs, H W image size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
-from kappaface_dist.data.sources.recordio_writer import RecordWriter
 from kappaface_dist.evaluation.protocol import NUM_FOLDS
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs, write_pairs
 from kappaface_dist.made_up_faces.dataset import (
-    FIRST_UNSEEN,
-    PhotoNumber,
+    Progress,
     check_request,
-    render_all,
+    in_turns,
+    pairs_of_same,
+    render_record,
 )
 from kappaface_dist.made_up_faces.identity import draw_num_images
 
@@ -29,11 +28,9 @@ UNSEEN_IMAGES = 8
 # JPEG at the few pixels that a small network sees would leave only blocks of a face.
 RENDER_SIZE = 64
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-
 
 @dataclass(frozen=True)
-class Dataset:
+class StudyImages:
     """Training images, and pairs of images of people who are not among them.
 
     Attributes:
@@ -51,7 +48,7 @@ class Dataset:
     same_P: np.ndarray
 
 
-ARRAYS = tuple(Dataset.__annotations__)
+ARRAYS = tuple(StudyImages.__annotations__)
 
 
 def render_people(
@@ -80,45 +77,34 @@ def render_people(
         return record, pairs
     folder.mkdir(parents=True, exist_ok=True)
     counts = [draw_num_images(seed, i, FEWEST_IMAGES, MOST_IMAGES) for i in range(num_identities)]
-    photos: list[PhotoNumber] = [
-        (seed, identity, image, RENDER_SIZE)
-        for identity, count in enumerate(counts)
-        for image in range(count)
-    ]
-    num_train = len(photos)
-    photos += [
-        (seed, FIRST_UNSEEN + identity, image, RENDER_SIZE)
-        for identity in range(num_unseen)
-        for image in range(UNSEEN_IMAGES)
-    ]
-    payloads = iter(progress(render_all(photos, processes), len(photos)))
-    with RecordWriter(folder / "train") as writer:
-        for _, identity, *_ in photos[:num_train]:
-            writer.write(identity, next(payloads))
-    unseen = list(payloads)
+    unseen = render_record(
+        folder / "train",
+        counts,
+        [UNSEEN_IMAGES] * num_unseen,
+        seed=seed,
+        image_size=RENDER_SIZE,
+        processes=processes,
+        progress=progress,
+    )
     pair_P2, same_P = _all_pairs(num_unseen, seed)
     write_pairs(pairs, [unseen[i] for i in pair_P2.ravel()], same_P)
     return record, pairs
 
 
-def _all_pairs(num_people: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair of one person's images, and as many of different people, in turns."""
+def _all_pairs(num_identities: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of one identity's images, and as many of different ones, in turns."""
     rng = np.random.default_rng(seed)
-    first, second = np.triu_indices(UNSEEN_IMAGES, k=1)
-    offset = UNSEEN_IMAGES * np.arange(num_people)[:, None]
-    same_S2 = np.stack([(offset + first).ravel(), (offset + second).ravel()], axis=1)
-    same_S2 = rng.permutation(same_S2)
-    person_S = rng.integers(0, num_people, len(same_S2))
-    other_S = (person_S + rng.integers(1, num_people, len(same_S2))) % num_people
-    different_S2 = np.stack([person_S, other_S], axis=1) * UNSEEN_IMAGES
+    same_S2 = pairs_of_same(rng, num_identities, UNSEEN_IMAGES)
+    first_S = rng.integers(0, num_identities, len(same_S2))
+    second_S = (first_S + rng.integers(1, num_identities, len(same_S2))) % num_identities
+    different_S2 = np.stack([first_S, second_S], axis=1) * UNSEEN_IMAGES
     different_S2 += rng.integers(0, UNSEEN_IMAGES, different_S2.shape)
-    pair_P2 = np.stack([same_S2, different_S2], axis=1).reshape(-1, 2)
-    return pair_P2, np.tile([True, False], len(same_S2))
+    return in_turns(same_S2, different_S2)
 
 
 def decode_dataset(
     folder: Path, train: str | Path, pairs: Path, image_size: int, fewest: int | None = None
-) -> Dataset:
+) -> StudyImages:
     """Decode a dataset and a verification set into folder, where they are memory-mapped from.
 
     Args:
@@ -159,9 +145,9 @@ def decode_dataset(
     return load_dataset(folder)
 
 
-def load_dataset(folder: Path) -> Dataset:
+def load_dataset(folder: Path) -> StudyImages:
     """The dataset that decode_dataset left in folder."""
-    return Dataset(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
+    return StudyImages(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
 
 
 def _long_tail(catalog: Catalog, fewest: int) -> np.ndarray:

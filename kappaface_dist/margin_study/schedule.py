@@ -20,12 +20,13 @@ from kappaface_dist.margin_study.dataset import load_dataset
 from kappaface_dist.margin_study.intervals import compare, mean_interval, verdict
 from kappaface_dist.margin_study.small import images_nearby, small_pairs
 from kappaface_dist.margin_study.training import Budget, embed, pair_distances, train
+from kappaface_dist.whole_files import whole_file
 
 JUDGE_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
-class Plan:
+class Experiment:
     """What is compared.
 
     Attributes:
@@ -43,7 +44,9 @@ class Plan:
         return self.folder / "results" / f"{name}_{seed}.npz"
 
 
-def run_plan(plan: Plan, processes: int, progress: Callable[[str], object]) -> int:
+def run_experiment(
+    experiment: Experiment, processes: int, progress: Callable[[str], object]
+) -> int:
     """Run all trainings that have no result yet; returns their number.
 
     Args:
@@ -60,13 +63,13 @@ def run_plan(plan: Plan, processes: int, progress: Callable[[str], object]) -> i
     )
     try:
         pending: dict[Future[str], int | None] = {}
-        if not (plan.folder / "results" / "judge.npz").is_file():
-            pending[pool.submit(_judge, plan)] = None
-        for seed in range(plan.num_seeds):
-            if plan.result(SOURCE, seed).is_file():
-                pending |= _controls(pool, plan, seed)
+        if not (experiment.folder / "results" / "judge.npz").is_file():
+            pending[pool.submit(_judge, experiment)] = None
+        for seed in range(experiment.num_seeds):
+            if experiment.result(SOURCE, seed).is_file():
+                pending |= _controls(pool, experiment, seed)
             else:
-                pending[pool.submit(_train_arm, plan, SOURCE, seed)] = seed
+                pending[pool.submit(_train_arm, experiment, SOURCE, seed)] = seed
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
@@ -74,50 +77,54 @@ def run_plan(plan: Plan, processes: int, progress: Callable[[str], object]) -> i
                 num_trained += 1
                 progress(future.result())
                 if seed_or_none is not None:
-                    pending |= _controls(pool, plan, seed_or_none)
+                    pending |= _controls(pool, experiment, seed_or_none)
         return num_trained
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _controls(pool: ProcessPoolExecutor, plan: Plan, seed: int) -> dict[Future[str], int | None]:
+def _controls(
+    pool: ProcessPoolExecutor, experiment: Experiment, seed: int
+) -> dict[Future[str], int | None]:
     """The trainings of a seed that can begin once its KappaFace is there."""
-    names = [name for name in plan.arms if name != SOURCE]
-    missing = [name for name in names if not plan.result(name, seed).is_file()]
-    return {pool.submit(_train_arm, plan, name, seed): None for name in missing}
+    names = [name for name in experiment.arms if name != SOURCE]
+    missing = [name for name in names if not experiment.result(name, seed).is_file()]
+    return {pool.submit(_train_arm, experiment, name, seed): None for name in missing}
 
 
-def _train_arm(plan: Plan, name: str, seed: int) -> str:
+def _train_arm(experiment: Experiment, name: str, seed: int) -> str:
     started = time.perf_counter()
-    dataset = load_dataset(plan.folder / "data")
-    arm = plan.arms[name]
+    dataset = load_dataset(experiment.folder / "data")
+    arm = experiment.arms[name]
     fixed: dict[str, float] = {}
     if arm.fixed_from is not None:
-        source = _read(plan.result(SOURCE, seed))
+        source = _read(experiment.result(SOURCE, seed))
         fixed = {"classes": float(source["classes"]), "images": float(source["images"])}
-    margin = arm.build(plan.budget.scale, fixed)
-    outcome = train(dataset, margin, plan.budget, seed, shuffled=arm.shuffled, device=plan.device)
-    unseen_MD = embed(outcome.network, dataset.unseen_MHW3, plan.device)
+    margin = arm.build(experiment.budget.scale, fixed)
+    budget, device = experiment.budget, experiment.device
+    trained = train(dataset, margin, budget, seed, shuffled=arm.shuffled, device=device)
+    unseen_MD = embed(trained.network, dataset.unseen_MHW3, device)
     seconds = time.perf_counter() - started
     _write(
-        plan.result(name, seed),
+        experiment.result(name, seed),
         distance_P=pair_distances(unseen_MD, dataset.pair_P2),
-        loss=outcome.loss,
+        loss=trained.loss,
         seconds=seconds,
-        **outcome.margins,
+        **trained.margins,
     )
     return f"{name}, seed {seed}: {seconds:.0f} s"
 
 
-def _judge(plan: Plan) -> str:
+def _judge(experiment: Experiment) -> str:
     """Train the network that tells which pairs look like small classes."""
-    dataset = load_dataset(plan.folder / "data")
-    margin = JUDGE.build(plan.budget.scale, {})
-    network = train(dataset, margin, plan.budget, JUDGE_SEED, device=plan.device).network
-    unseen_MD = embed(network, dataset.unseen_MHW3, plan.device)
-    embedding_ID = embed(network, dataset.image_IHW3, plan.device)
+    dataset = load_dataset(experiment.folder / "data")
+    margin = JUDGE.build(experiment.budget.scale, {})
+    budget, device = experiment.budget, experiment.device
+    network = train(dataset, margin, budget, JUDGE_SEED, device=device).network
+    unseen_MD = embed(network, dataset.unseen_MHW3, device)
+    embedding_ID = embed(network, dataset.image_IHW3, device)
     _write(
-        plan.folder / "results" / "judge.npz",
+        experiment.folder / "results" / "judge.npz",
         distance_P=pair_distances(unseen_MD, dataset.pair_P2),
         nearby_M=images_nearby(embedding_ID, dataset.label_I, dataset.count_C, unseen_MD),
     )
@@ -126,11 +133,8 @@ def _judge(plan: Plan) -> str:
 
 def _write(path: Path, **arrays: Any) -> None:
     """Write a result, which appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
-    part.replace(path)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -138,10 +142,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def collect(plan: Plan) -> dict[str, Any]:
-    """The report of a plan whose trainings are all done, ready for JSON."""
-    dataset = load_dataset(plan.folder / "data")
-    judge = _read(plan.folder / "results" / "judge.npz")
+def collect(experiment: Experiment) -> dict[str, Any]:
+    """The report of an experiment whose trainings are all done, ready for JSON."""
+    dataset = load_dataset(experiment.folder / "data")
+    judge = _read(experiment.folder / "results" / "judge.npz")
     small_P = small_pairs(judge["nearby_M"], dataset.pair_P2, dataset.same_P)
 
     def accuracy(distance_P: np.ndarray, mask_P: np.ndarray) -> float:
@@ -152,8 +156,8 @@ def collect(plan: Plan) -> dict[str, Any]:
     every_P = np.ones_like(small_P)
     arms: dict[str, dict[str, Any]] = {}
     details: dict[str, dict[str, Any]] = {}
-    for name, arm in plan.arms.items():
-        results = [_read(plan.result(name, seed)) for seed in range(plan.num_seeds)]
+    for name, arm in experiment.arms.items():
+        results = [_read(experiment.result(name, seed)) for seed in range(experiment.num_seeds)]
         arms[name] = {
             "all": [accuracy(result["distance_P"], every_P) for result in results],
             "small": [accuracy(result["distance_P"], small_P) for result in results],
@@ -174,7 +178,7 @@ def collect(plan: Plan) -> dict[str, Any]:
     nearby_P = np.log(judge["nearby_M"])[dataset.pair_P2].mean(axis=1)
     return {
         "reference": REFERENCE,
-        "seeds": plan.num_seeds,
+        "seeds": experiment.num_seeds,
         "arms": arms,
         "paired": paired,
         "paired_to_kappaface": compare(arms, SOURCE),

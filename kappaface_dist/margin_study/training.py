@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.counter_random import mix64
+from kappaface_dist.config.keys import Backbone, Config, Data, Optimizer, Run
 from kappaface_dist.data.loading.augment import draw_changes
-from kappaface_dist.data.loading.loader import normalise
+from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.evaluation.embedding.embed import eval_mode, sum_over_flips
 from kappaface_dist.head import Margin, PartialFC
-from kappaface_dist.head.margins.class_margins import ClassMargins
-from kappaface_dist.margin_study.dataset import Dataset
-from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, schedule_factor
+from kappaface_dist.margin_study.dataset import StudyImages
+from kappaface_dist.training.build import Learner, build_network, new_optimizer
+from kappaface_dist.training.optim import build_row_optimizer, schedule_factor
+from kappaface_dist.training.step import train_step
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -61,7 +63,7 @@ def check_budget(budget: Budget) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained:
     """What one training gives.
 
     Attributes:
@@ -74,99 +76,56 @@ class Outcome:
     loss: float
 
 
-class ShuffledMargins(ClassMargins):
-    """The same margins, after each refresh dealt out to the classes at random."""
+@torch.no_grad()
+def deal_margins(head: PartialFC, seed: int) -> None:
+    """Deal the head's margins out to the classes at random, another way after each refresh.
 
-    seed = 0
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        super().refresh()
-        self.deal()
-
-    def deal(self) -> None:
-        """Permute the margins; another permutation for each refresh."""
-        rng = np.random.default_rng([self.seed, self.num_refreshes])
-        order_C = torch.from_numpy(rng.permutation(len(self.margin_K)))
-        self.margin_K.copy_(self.margin_K[order_C.to(self.margin_K.device)])
-
-
-def build_comparison_head(
-    dataset: Dataset, margin: Margin, budget: Budget, seed: int, *, shuffled: bool, device: str
-) -> PartialFC:
-    """The head of one training, in one process."""
-    head = PartialFC(
-        len(dataset.count_C),
-        budget.embedding_size,
-        margin,
-        images_per_class=np.array(dataset.count_C),
-        optimizer=build_row_optimizer(
-            "sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, momentum_dtype=torch.float32
-        ),
-        seed=seed,
-        device=device,
-    )
-    if shuffled:
-        margins = ShuffledMargins(
-            margin,
-            head.classes,
-            budget.embedding_size,
-            np.array(dataset.count_C),
-            head.state_dtype,
-            torch.device(device),
-        )
-        margins.seed = seed
-        margins.deal()
-        head.class_margins = margins
-    return head
+    They stay so until the next refresh, which computes them anew from the class statistics.
+    """
+    margin_K = head.margins()
+    rng = np.random.default_rng([seed, head.counters()["num_refreshes"]])
+    order_K = torch.from_numpy(rng.permutation(len(margin_K)))
+    margin_K.copy_(margin_K[order_K.to(margin_K.device)])
 
 
 def train(
-    dataset: Dataset,
+    dataset: StudyImages,
     margin: Margin,
     budget: Budget,
     seed: int,
     *,
     shuffled: bool = False,
     device: str = "cpu",
-) -> Outcome:
+) -> Trained:
     """Train one network; the seed decides its first weights and the order of the images.
+
+    Args:
+        shuffled: each margin is at another class, dealt out anew after each refresh.
 
     Raises:
         RuntimeError: the loss is not finite.
     """
-    torch.manual_seed(seed)
-    network = build_backbone(
-        budget.backbone, embedding_size=budget.embedding_size, image_size=budget.image_size
-    ).to(device)
-    head = build_comparison_head(dataset, margin, budget, seed, shuffled=shuffled, device=device)
-    optimizer = build_optimizer(
-        "sgd", network, lr=budget.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
+    learner = build_learner(dataset.count_C, margin, budget, seed, device)
+    head = learner.head
+    num_dealt: int | None = None
     num_images = len(dataset.label_I)
     total = math.ceil(budget.epochs * num_images)
     shuffle = Shuffle(num_images, seed)
     share_C = torch.from_numpy(dataset.count_C / num_images).float().to(device)
     losses, by_class, by_image = [], [], []
     position = 0
-    network.train()
     while position < total:
         lr = budget.lr * schedule_factor(
             "cosine", position, total, min(WARMUP_EPOCHS, budget.epochs / 4) * num_images, 1.0
         )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        num_refreshes = head.counters()["num_refreshes"]
+        if shuffled and num_refreshes != num_dealt:
+            deal_margins(head, seed)
+            num_dealt = num_refreshes
         by_class.append(head.margins().mean())
         by_image.append(head.margins() @ share_C)
-        image_B3HW, label_B = _batch(dataset, shuffle, position, budget.batch_size, device)
-        torch.manual_seed(mix64(seed, position, 0))
-        optimizer.zero_grad(set_to_none=True)
-        loss = head(network(image_B3HW), label_B)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-        optimizer.step()
-        head.step(lr)
-        losses.append(loss.detach())
+        batch = _batch(dataset, shuffle, position, budget.batch_size, device)
+        losses.append(train_step(learner, [batch], lr, position))
         epoch = position // num_images
         position += budget.batch_size
         if position // num_images > epoch:
@@ -178,19 +137,56 @@ def train(
         "classes": torch.stack(by_class).mean().item(),
         "images": torch.stack(by_image).mean().item(),
     }
-    return Outcome(network, means, last)
+    return Trained(learner.network, means, last)
+
+
+def build_learner(
+    count_C: np.ndarray, margin: Margin, budget: Budget, seed: int, device: str
+) -> Learner:
+    """What a run's own step trains, for one arm and seed."""
+    config = Config(
+        run=Run(seed=seed),
+        backbone=Backbone(name=budget.backbone, embedding_size=budget.embedding_size),
+        data=Data(batch_size=budget.batch_size, image_size=budget.image_size),
+        optimizer=Optimizer(
+            lr=budget.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM
+        ),
+    )
+    place = torch.device(device)
+    network = build_network(config, place)
+    head = PartialFC(
+        len(count_C),
+        budget.embedding_size,
+        margin,
+        images_per_class=np.array(count_C),
+        optimizer=build_row_optimizer(
+            "sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, momentum_dtype=torch.float32
+        ),
+        seed=seed,
+        device=place,
+    )
+    return Learner(
+        config=config,
+        device=place,
+        network=network,
+        backbone=network,
+        head=head,
+        optimizer=new_optimizer(config, network),
+        scaler=torch.amp.GradScaler(device, enabled=False),
+        global_batch=budget.batch_size,
+    )
 
 
 def _batch(
-    dataset: Dataset, shuffle: Shuffle, position: int, batch_size: int, device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+    dataset: StudyImages, shuffle: Shuffle, position: int, batch_size: int, device: str
+) -> Batch:
     index_B = shuffle.indices(position, batch_size)
     position_B = np.arange(position, position + batch_size)
     flip_B = draw_changes("flip", shuffle.seed, position_B).flip_B
     image_BHW3 = dataset.image_IHW3[index_B]
     image_BHW3[flip_B] = image_BHW3[flip_B, :, ::-1]
     label_B = torch.from_numpy(dataset.label_I[index_B])
-    return normalise(torch.from_numpy(image_BHW3).to(device)), label_B.to(device)
+    return Batch(normalise(torch.from_numpy(image_BHW3).to(device)), label_B.to(device))
 
 
 def embed(network: nn.Module, image_MHW3: np.ndarray, device: str) -> np.ndarray:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from kappaface_dist.data.images import decode_image
+from kappaface_dist.evaluation.embedding.embed import sum_over_flips
 from kappaface_dist.models.onnx_export import import_runtime
 from kappaface_dist.models.saved_model import open_model
 
@@ -59,12 +60,8 @@ class Embedder:
         """
         rows = [np.zeros((0, self.embedding_size), dtype=np.float32)]
         for first in range(0, len(pictures), batch_size):
-            batch = pictures[first : first + batch_size]
-            pixels_BHW3 = np.stack([self._pixels(picture) for picture in batch])
-            image_B3HW = ((pixels_BHW3.astype(np.float32) - 127.5) / 127.5).transpose(0, 3, 1, 2)
-            embedding_BD = self.run(np.ascontiguousarray(image_B3HW)).astype(np.float64)
-            if flip:
-                embedding_BD += self.run(np.ascontiguousarray(image_B3HW[..., ::-1]))
+            pixels = [self._pixels(each) for each in pictures[first : first + batch_size]]
+            embedding_BD = sum_over_flips(self._run, pixels, torch.device("cpu"), flip=flip).numpy()
             embedding_BD /= np.maximum(np.linalg.norm(embedding_BD, axis=1, keepdims=True), 1e-12)
             rows.append(embedding_BD.astype(np.float32))
         return np.concatenate(rows)
@@ -73,6 +70,9 @@ class Embedder:
         """Cosine of two embeddings: 1 for the same direction."""
         product = float(np.dot(first_D, second_D))
         return product / float(np.linalg.norm(first_D) * np.linalg.norm(second_D))
+
+    def _run(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.run(np.ascontiguousarray(image_B3HW.numpy())))
 
     def _pixels(self, picture: Picture) -> np.ndarray:
         if isinstance(picture, np.ndarray):

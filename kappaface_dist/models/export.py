@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
+from kappaface_dist.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,8 @@ def save_backbone(
     with torch.device("meta"):  # names only: no memory, no initialisation
         expected = settings.build()
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".part")
-    save_file(tensors, unfinished, settings.to_metadata())
-    unfinished.replace(target)
+    with whole_file(Path(path)) as unfinished:
+        save_file(tensors, unfinished, settings.to_metadata())
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from kappaface_dist.models.export import BackboneSettings, weights_digest
+from kappaface_dist.whole_files import whole_file
 
 # ONNX 1.18 and onnxruntime 1.23 (2025) brought it.
 OPSET = 23
@@ -65,9 +66,6 @@ def export_onnx(
     """
     onnx, runtime = _import_onnx(), import_runtime()
     example = torch.zeros(2, 3, settings.image_size, settings.image_size)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".part")
     with _quiet():
         program = torch.onnx.export(
             model,
@@ -92,15 +90,11 @@ def export_onnx(
     facts = {**vars(settings), "weights_sha256": weights_digest(model)}
     onnx.helper.set_model_props(graph, {key: str(value) for key, value in facts.items()})
     onnx.checker.check_model(graph)
-    onnx.save(graph, unfinished)
-    session = runtime.InferenceSession(str(unfinished), providers=["CPUExecutionProvider"])
-    found = compare(lambda image: session.run(None, {"image": image})[0], model, settings)
-    try:
-        _check(found, target, half)
-    except RuntimeError:
-        unfinished.unlink()
-        raise
-    unfinished.replace(target)
+    with whole_file(Path(path)) as unfinished:
+        onnx.save(graph, unfinished)
+        session = runtime.InferenceSession(str(unfinished), providers=["CPUExecutionProvider"])
+        found = compare(lambda image: session.run(None, {"image": image})[0], model, settings)
+        _check(found, Path(path), half)
     return found
 
 

@@ -73,14 +73,7 @@ def _from_checkpoint(folder: Path) -> SavedModel:
             " put the checkpoint back into RUN/checkpoints"
         )
     config = load_config(config_file)
-    section = config.backbone
-    settings = BackboneSettings(
-        section.name,
-        section.embedding_size,
-        config.data.image_size,
-        section.depths,
-        section.widths,
-    )
+    settings = backbone_settings(config)
     network = settings.build()
     tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
     checkpoint.load_alone(folder, tensors)

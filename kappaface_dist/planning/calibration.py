@@ -21,7 +21,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.collectives import head_calls
-from kappaface_dist.planning.head_benchmark import Batch, StreamingSide, seconds_per_step
+from kappaface_dist.planning.head_benchmark import RandomBatch, StreamingSide, seconds_per_step
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.step_benchmark import Side, part_seconds
 from kappaface_dist.planning.step_time import (
@@ -156,7 +156,7 @@ def head_rates(
 
     differences = []
     for num_images in (max(images // 4, 1), images):
-        batch = Batch(FEW_ROWS * num_ranks, num_images, size, device)
+        batch = RandomBatch(FEW_ROWS * num_ranks, num_images, size, device)
         found = seconds_per_step({"few": few, "many": many}, batch, NUM_REPEATS)
         least = cost(few, found["few"][0], num_images * num_ranks)
         differences.append(cost(many, found["many"][0], num_images * num_ranks) - least)

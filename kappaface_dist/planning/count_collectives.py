@@ -41,8 +41,9 @@ class CountCollectives(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func.namespace == "c10d":
-            name, place = NAMES.get(func._opname, (func._opname, 0))
+        namespace, _, operator = func.name().partition("::")
+        if namespace == "c10d":
+            name, place = NAMES.get(operator, (operator, 0))
             sent = args[place]
             tensors = [sent] if isinstance(sent, torch.Tensor) else list(sent)
             self.calls.append(Call(name, sum(t.numel() * t.element_size() for t in tensors)))

@@ -9,12 +9,11 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from kappaface_dist.head.partial_fc import PartialFC
@@ -23,7 +22,7 @@ from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.dense_head import LR
 
 
-class Side(Protocol):
+class HeadSide(Protocol):
     """A head under measurement: one call is forward, backward and step."""
 
     def train_step(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor: ...
@@ -53,7 +52,7 @@ class StreamingSide:
         return {k: v for k, v in self.head.summary().items() if k.startswith("skipped")}
 
 
-class Batch:
+class RandomBatch:
     """Random images of this rank, the same for every side.
 
     Args:
@@ -76,12 +75,12 @@ class Batch:
             embedding_BD = F.normalize(torch.cat(centres)) + distance_B1 * embedding_BD
         self.label_B, self.embedding_BD = label_B.to(device), embedding_BD.to(device)
 
-    def run(self, side: Side) -> torch.Tensor:
+    def run(self, side: HeadSide) -> torch.Tensor:
         return side.train_step(self.embedding_BD.clone().requires_grad_(), self.label_B)
 
 
 def seconds_per_step(
-    sides: dict[str, Side], batch: Batch, num_repeats: int
+    sides: dict[str, HeadSide], batch: RandomBatch, num_repeats: int
 ) -> dict[str, tuple[list[float], list[float], list[float]]]:
     """(seconds, processor seconds, seconds to launch) of each step; the slowest rank's.
 
@@ -107,7 +106,9 @@ def seconds_per_step(
     return times
 
 
-def extra_bytes(build: Callable[[], Side], batch: Batch, num_steps: int = 2) -> tuple[Side, int]:
+def extra_bytes(
+    build: Callable[[], HeadSide], batch: RandomBatch, num_steps: int = 2
+) -> tuple[HeadSide, int]:
     """A new side, and its peak bytes on this rank beyond its state over a few steps, measured.
 
     On the CPU the peak is the process's own (VmHWM, which Linux lets one reset), less what it held
@@ -127,7 +128,7 @@ def extra_bytes(build: Callable[[], Side], batch: Batch, num_steps: int = 2) -> 
     return side, _peak_bytes(device) - before - state_bytes(side)
 
 
-def state_bytes(side: Side) -> int:
+def state_bytes(side: HeadSide) -> int:
     return sum(t.untyped_storage().nbytes() for t in side.state())
 
 
@@ -168,9 +169,9 @@ def _peak_bytes(device: torch.device) -> int:
     return _status("VmHWM")
 
 
-def measure(
-    builders: dict[str, Callable[[], Side]],
-    batch: Batch,
+def measure_heads(
+    builders: Mapping[str, Callable[[], HeadSide]],
+    batch: RandomBatch,
     *,
     num_logits: int,
     num_parameters: int,
@@ -185,7 +186,7 @@ def measure(
         num_repeats: timed steps of each side.
     """
     report: dict[str, dict[str, Any]] = {}
-    sides: dict[str, Side] = {}
+    sides: dict[str, HeadSide] = {}
     for name, build in builders.items():
         sides[name], extra = extra_bytes(build, batch)
         report[name] = {
@@ -205,12 +206,3 @@ def measure(
             **sides[name].numbers(),
         }
     return report
-
-
-def is_rank0() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def local_classes(num_classes: int) -> int:
-    """Rows of the largest shard."""
-    return math.ceil(num_classes / parallel.world_size())

@@ -16,11 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head import PartialFC
 from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.softmax.settings import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES, Softmax
+from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.training.build import DTYPES, new_network
-from kappaface_dist.training.optim import build_optimizer
+from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128
@@ -63,13 +62,8 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
         state = num_bytes([*network.parameters(), *network.buffers()])
         trained = [p for p in network.parameters() if p.requires_grad]
         section = config.optimizer
-        optimizer = build_optimizer(
-            section.name,
-            network,
-            lr=section.lr,
-            momentum=section.momentum,
-            weight_decay=section.weight_decay,
-        )
+        # apex's holds the same, and need not be here.
+        optimizer = new_optimizer(config, network, implementation="torch")
         side = config.data.image_size
         image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
         activations, workspace = _forward_backward(config, network, image_B3HW)
@@ -165,21 +159,6 @@ def sampling_bytes_per_class(sample_rate: float) -> float:
     return (peaks[1] - peaks[0]) / 4096
 
 
-class _Chunks(Softmax):
-    """Softmax with a given number of rows per chunk."""
-
-    def chunk_rows(self, embedding_GD: torch.Tensor) -> int:
-        assert self.chunk_bytes is not None
-        return self.chunk_bytes
-
-
-def chunk_rows(num_images: int, embedding_size: int, device_type: str) -> int:
-    """Rows of the centres that the head takes at a time."""
-    default = GPU_CHUNK_BYTES if device_type == "cuda" else CPU_CHUNK_BYTES
-    shape = torch.empty(num_images, embedding_size, device="meta")
-    return Softmax(1.0, torch.float32, chunk_bytes=default).chunk_rows(shape)
-
-
 def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> int:
     """Most bytes that a step of the head takes beyond state and logit cache."""
     images = micro_batch_images(config, size) // size.num_ranks
@@ -187,7 +166,8 @@ def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> 
     factor = 1
     while embedding_size // (2 * factor) >= SMALLEST_EMBEDDING and images // (2 * factor) >= 1:
         factor *= 2
-    chunk = min(chunk_rows(images * size.num_ranks, embedding_size, device_type), rows)
+    chunk_bytes = default_chunk_bytes(device_type)
+    chunk = min(fitting_rows(chunk_bytes, images * size.num_ranks, embedding_size), rows)
     chunk = max(chunk // factor, 1)
     few = min(3 * chunk, max(rows // factor, 1))
     sampled = rows < size.classes_per_rank
@@ -200,8 +180,7 @@ def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> 
         head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=0),
     )
     head = made_up_head(small, shard * size.num_ranks, CPU)
-    fields = {f.name: getattr(head.softmax, f.name) for f in dataclasses.fields(head.softmax)}
-    head.softmax = _Chunks(**{**fields, "chunk_bytes": chunk})
+    head.take_chunks_of(chunk)
     embedding_BD = torch.randn(images // factor, embedding_size // factor).requires_grad_()
     label_B = torch.arange(len(embedding_BD)) % head.num_classes
     with MemoryMeter() as meter:

@@ -19,10 +19,10 @@ class _Echo(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.namespace == "c10d" and func._opname == "_allgather_base_":
+        if func.name() == "c10d::_allgather_base_":
             out_GX, own_BX = args[0], args[1]
             out_GX.view(-1, *own_BX.shape).copy_(own_BX)
-        elif func.namespace == "c10d" and func._opname == "_reduce_scatter_base_":
+        elif func.name() == "c10d::_reduce_scatter_base_":
             own_BX, in_GX = args[0], args[1]
             own_BX.copy_(in_GX[: len(own_BX)])
         return result

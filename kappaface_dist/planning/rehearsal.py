@@ -16,7 +16,7 @@ from kappaface_dist.planning.count_collectives import CountCollectives
 from kappaface_dist.planning.made_up_job import made_up_job, random_batches
 from kappaface_dist.planning.memory import JobSize, head_state_bytes
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Learner
 from kappaface_dist.training.step import train_step
 
 NUM_STEPS = 3
@@ -52,7 +52,7 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
 class _Phases:
     """Bytes and seconds of each part of a step."""
 
-    def __init__(self, job: Job, device: torch.device):
+    def __init__(self, job: Learner, device: torch.device):
         self.job, self.on_gpu = job, device.type == "cuda"
         self.meter = MemoryMeter()
         self.held: dict[str, int] = {}
@@ -72,10 +72,7 @@ class _Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.held[name] = max(self.held.get(name, 0), live - before)
         self.peak[name] = max(self.peak.get(name, 0), peak - before)
-        caches = [batch.cache for batch in self.job.head._pending]
-        blocks = [cache._block for cache in caches if cache is not None]
-        taken = num_bytes(block for block in blocks if block is not None)
-        self.cache_bytes = max(self.cache_bytes, taken)
+        self.cache_bytes = max(self.cache_bytes, self.job.head.held_cache_bytes())
 
     def _bytes(self) -> tuple[int, int]:
         """(alive, most since the part began); on a GPU when it has done all work so far."""

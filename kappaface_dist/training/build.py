@@ -1,9 +1,9 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.torch_version import TorchVersion
@@ -20,44 +20,42 @@ from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
+from kappaface_dist.training.run_length import RunLength
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Job:
-    """The parts of a run.
+class Learner:
+    """What a training step needs, and changes.
 
     Attributes:
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
         global_batch: images per optimizer step: of all ranks and micro-batches.
-        peak_lr: the learning rate that the schedule multiplies.
     """
 
     config: Config
     device: torch.device
-    catalog: Catalog
-    pair_sets: dict[str, PairFile]
-    loader: Loader
     network: nn.Module
     backbone: nn.Module
     head: PartialFC
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     global_batch: int
-    peak_lr: float
 
-    def images_to_read(self, step: int, position: int) -> int:
-        """Images that the run will have read at its end, when step and position are reached now."""
-        if self.config.run.steps is not None:
-            return position + max(self.config.run.steps - step, 0) * self.global_batch
-        assert self.config.run.epochs is not None
-        return math.ceil(self.config.run.epochs * self.catalog.num_images)
 
-    def steps_left(self, step: int, position: int) -> int:
-        """Steps until the end of the run; the last one may read into the next epoch."""
-        left = self.images_to_read(step, position) - position
-        return max(math.ceil(left / self.global_batch), 0)
+@dataclass
+class Job(Learner):
+    """The parts of a run: what learns, and its data."""
+
+    catalog: Catalog
+    pair_sets: dict[str, PairFile]
+    loader: Loader
+
+    @property
+    def length(self) -> RunLength:
+        run = self.config.run
+        return RunLength(run.steps, run.epochs, self.catalog.num_images, self.global_batch)
 
 
 def build_job(config: Config, device: torch.device) -> Job:
@@ -75,30 +73,48 @@ def build_job(config: Config, device: torch.device) -> Job:
     pair_sets = parallel.agree(
         lambda: {name: read_pairs(path) for name, path in config.evaluate.sets.items()}
     )
-    accumulate = config.optimizer.accumulate
-    global_batch = config.data.batch_size * parallel.world_size() * accumulate
+    loader = new_loader(config, catalog, device)
+    learner = build_learner(config, catalog.count_C, device)
+    return Job(**vars(learner), catalog=catalog, pair_sets=pair_sets, loader=loader)
+
+
+def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> Learner:
+    """Backbone, head and their optimizer, for classes of count_C images."""
     network = build_network(config, device)
-    peak_lr = scaled_lr(config.optimizer.lr, global_batch, config.optimizer.reference_batch)
-    return Job(
+    return Learner(
         config=config,
         device=device,
-        catalog=catalog,
-        pair_sets=pair_sets,
-        loader=new_loader(config, catalog, device),
         network=network,
         backbone=wrap_for_training(config, network),
-        head=build_head(config, catalog, device),
-        optimizer=build_optimizer(
-            config.optimizer.name,
-            network,
-            lr=peak_lr,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-            implementation=config.optimizer.implementation,
-        ),
+        head=build_head(config, count_C, device),
+        optimizer=new_optimizer(config, network),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        global_batch=global_batch,
-        peak_lr=peak_lr,
+        global_batch=global_batch(config),
+    )
+
+
+def global_batch(config: Config) -> int:
+    """Images per optimizer step: of all ranks and micro-batches."""
+    return config.data.batch_size * parallel.world_size() * config.optimizer.accumulate
+
+
+def peak_lr(config: Config) -> float:
+    """The learning rate that the schedule multiplies."""
+    return scaled_lr(config.optimizer.lr, global_batch(config), config.optimizer.reference_batch)
+
+
+def new_optimizer(
+    config: Config, network: nn.Module, implementation: str | None = None
+) -> torch.optim.Optimizer:
+    """The backbone's optimizer; implementation stands in place of the configuration's."""
+    section = config.optimizer
+    return build_optimizer(
+        section.name,
+        network,
+        lr=peak_lr(config),
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        implementation=implementation or section.implementation,
     )
 
 
@@ -184,13 +200,13 @@ def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
     )
 
 
-def build_head(config: Config, catalog: Catalog, device: torch.device) -> PartialFC:
-    """The sharded head for the dataset's classes."""
+def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> PartialFC:
+    """The sharded head for classes of count_C images."""
     return PartialFC(
-        catalog.num_classes,
+        len(count_C),
         config.backbone.embedding_size,
         build_margin(**config.margin),
-        images_per_class=catalog.count_C,
+        images_per_class=count_C,
         sample_rate=config.head.sample_rate,
         optimizer=build_row_optimizer(
             config.optimizer.name,
@@ -220,9 +236,9 @@ def derived_numbers(job: Job) -> dict[str, Any]:
         "images_per_class": f"{job.catalog.count_C.min()} to {job.catalog.count_C.max()}",
         "classes_per_rank": [len(r) for r in parallel.gather_objects(job.head.classes)],
         "global_batch": job.global_batch,
-        "steps": job.steps_left(0, 0),
+        "steps": job.length.steps_left(0, 0),
         "steps_per_epoch": round(job.catalog.num_images / job.global_batch, 1),
-        "peak_lr": job.peak_lr,
+        "peak_lr": peak_lr(job.config),
         "backbone_parameters": parameters,
         # Weights, gradients and optimizer state, fp32; activations come on top.
         "backbone_megabytes": round(

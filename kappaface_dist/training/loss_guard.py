@@ -1,19 +1,21 @@
 """Watches the loss, and says why it is not finite.
 
-On a GPU looking at the loss would stall it: there each loss is judged on the device, and the
-verdict read when the training looks at its numbers anyway.
-Shapes: B images on this rank.
+On a GPU looking at a loss would stall it, so it is looked at some steps later, when the training
+looks at its numbers anyway. By then its batch is gone, and what was wrong with it has spread into
+every weight: what tells the cause is kept on the device, of the first such loss alone.
+Shapes: B images on this rank, X in all micro-batches so far, H W image size.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.head.checks import BatchEvidence, first_true, wrong_embedding, wrong_label
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Learner
 
 
 class NonFiniteLoss(ValueError):
@@ -28,59 +30,121 @@ class NonFiniteLoss(ValueError):
         self.position = position
 
 
-class LossGuard:
-    """Remembers the first step whose loss is not finite; the same on every rank, as the loss is."""
+class Evidence(NamedTuple):
+    """What tells why a loss is not finite.
 
-    def __init__(self, device: torch.device):
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def watch(self, loss: torch.Tensor, position: int) -> None:
-        """Take note of the loss of the step at position."""
-        is_first = (self._first_bad < 0) & ~loss.detach().isfinite()
-        self._first_bad = torch.where(is_first, position, self._first_bad)
-
-    def first_bad(self) -> int | None:
-        """The position of the first step with such a loss; waits for the device."""
-        position = int(self._first_bad.item())
-        return None if position < 0 else position
-
-
-def likely_cause(job: Job, batches: Sequence[Batch], lr: float) -> str:
-    """Why the loss of these micro-batches is not finite, in words; collective.
-
-    Looks at the input, the labels, the weights and the embeddings, in the order in which one spoils
-    the next.
+    Attributes:
+        position: of its step in the stream of images; the same on every rank, as the loss is.
+        is_nan: 1 if it is NaN, 0 if it is infinite.
+        image_place: of this rank's first image in the step that is not finite, or -1.
+        sound_weights: 1 if all weights of this rank's backbone are finite.
+        batch: of the batch that the head saw.
     """
-    with torch.no_grad():
-        found = _own_cause(job, batches, lr)
+
+    position: int
+    is_nan: int
+    image_place: int
+    sound_weights: int
+    batch: BatchEvidence
+
+
+class LossGuard:
+    """Keeps the evidence of the first loss that is not finite.
+
+    Args:
+        late: losses are looked at some steps later, and watching must not wait for the device;
+            otherwise at once, and only a bad one is examined.
+    """
+
+    def __init__(self, learner: Learner, *, late: bool):
+        self.learner, self.late = learner, late
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        num_numbers = len(Evidence.__annotations__) - 1 + len(BatchEvidence.__annotations__)
+        self._first_bad = torch.full((num_numbers,), -1, device=self.learner.device)
+
+    @torch.no_grad()
+    def watch(self, loss: torch.Tensor, position: int, batches: Sequence[Batch]) -> None:
+        """Take note of a loss of the step at position, before anything is changed.
+
+        Examining takes about 15 small kernels, and one pass over the images and the weights.
+
+        Args:
+            batches: the micro-batches that the head has seen in this step.
+        """
+        if not self.late and loss.isfinite():
+            return
+        largest_X = torch.cat([_largest(batch.image_B3HW) for batch in batches])
+        weights = nn.utils.get_total_norm(_weights(self.learner.network).values(), torch.inf)
+        numbers = [
+            torch.full_like(loss, position, dtype=torch.int64),
+            loss.isnan().long(),
+            first_true(~largest_X.isfinite()),
+            weights.isfinite().long(),
+        ]
+        evidence = torch.cat([torch.stack(numbers), self.learner.head.batch_evidence()])
+        is_first = (self._first_bad[0] < 0) & ~loss.isfinite()
+        self._first_bad = torch.where(is_first, evidence, self._first_bad)
+
+    def first_bad(self) -> Evidence | None:
+        """The evidence of the first such loss; waits for the device."""
+        position, is_nan, image_place, sound_weights, *batch = self._first_bad.tolist()
+        if position < 0:
+            return None
+        return Evidence(position, is_nan, image_place, sound_weights, BatchEvidence(*batch))
+
+
+def likely_cause(learner: Learner, evidence: Evidence, lr: float) -> str:
+    """Why a loss is not finite, in words; collective.
+
+    Looks at the input, the labels, the weights, the embeddings and the centres, in the order in
+    which one spoils the next.
+
+    Args:
+        lr: of its step.
+    """
     # The first suspect of any rank: a later one may only be its consequence.
-    return min(parallel.gather_objects(found))[1]
+    return min(parallel.gather_objects(_own_cause(learner, evidence, lr)))[1]
 
 
-def _own_cause(job: Job, batches: Sequence[Batch], lr: float) -> tuple[int, str]:
+@torch.no_grad()
+def _own_cause(learner: Learner, evidence: Evidence, lr: float) -> tuple[int, str]:
     where = f"of rank {parallel.rank()}"
-    images = torch.cat([batch.image_B3HW for batch in batches])
-    bad_B = ~images.flatten(1).isfinite().all(dim=1)
-    if bad_B.any():
-        return 0, f"input: image {int(bad_B.nonzero()[0])} of the batch {where} is not finite"
-    if (sentence := job.head.explain_non_finite()) and "label" in sentence:
-        return 1, f"label: {sentence}"
+    place, label, embedding_place, num_images = evidence.batch
     remedy = f"the learning rate ({lr:.3g}) may be too high: lower optimizer.lr or warm up longer"
-    for name, tensor in _weights(job).items():
-        if not tensor.isfinite().all():
-            return 2, f"learning rate: {name} {where} is not finite any more; {remedy}"
-    if sentence is not None:
-        if job.config.precision == "fp16":
+    if evidence.image_place >= 0:
+        return 0, f"input: image {evidence.image_place} of the batch {where} is not finite"
+    if place >= 0:
+        return 1, f"label: {wrong_label(place, label, num_images, learner.head.num_classes)}"
+    if not evidence.sound_weights:
+        # The first by name; where the loss is looked at late, others may have been before it.
+        spoiled = (name for name, t in _weights(learner.network).items() if not t.isfinite().all())
+        name = next(spoiled)
+        return 2, f"learning rate: backbone {name} {where} is not finite any more; {remedy}"
+    if embedding_place >= 0:
+        sentence = wrong_embedding(embedding_place, num_images)
+        if learner.config.precision == "fp16":
             return 3, f"precision: {sentence}; activations overflow in fp16: set precision=bf16"
         return 3, f"learning rate: {sentence} though the weights are finite; {remedy}"
-    return 4, (
+    # From sound centres the loss becomes infinite at most, and only then NaN with its gradient.
+    if evidence.is_nan and not _largest(learner.head.weight_KD).isfinite().all():
+        return 4, f"learning rate: the class centres {where} is not finite any more; {remedy}"
+    return 5, (
         f"scale: embeddings, centres and labels are sound; the logits overflow: margin.scale is"
-        f" {job.head.margin.scale:g}, and {remedy}"
+        f" {learner.head.margin.scale:g}, and {remedy}"
     )
 
 
-def _weights(job: Job) -> dict[str, torch.Tensor]:
-    network: nn.Module = job.network
-    tensors: dict[str, Any] = {f"backbone {name}": t for name, t in network.state_dict().items()}
-    tensors["the class centres"] = job.head.weight_KD
-    return {name: t for name, t in tensors.items() if t.is_floating_point()}
+def _largest(x: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value of each row, NaN where one is NaN; in one pass, without a copy."""
+    return torch.linalg.vector_norm(x, torch.inf, dim=tuple(range(1, x.ndim)))
+
+
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What the embeddings depend on: in training not the running statistics, which they spoil."""
+    tensors: dict[str, torch.Tensor] = dict(network.named_parameters())
+    if not network.training:
+        tensors |= {n: t for n, t in network.named_buffers() if t.is_floating_point()}
+    return tensors

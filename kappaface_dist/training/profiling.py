@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.training.step import PHASES
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def summary_page(profiled: profile, num_steps: int) -> str:
     events = {event.key: event for event in profiled.key_averages()}
     per_step = events[STEP].cpu_time_total / num_steps / 1e3
     lines = [f"{num_steps} steps of {per_step:.2f} ms", "", "parts of a step, host time:"]
-    names = [STEP, "data_wait", "backbone_forward", "head_forward", "backward", "optimizer"]
-    for name in [*names[1:], "head_step"]:
+    parts = ("data_wait", *PHASES)
+    for name in parts:
         milliseconds = events[name].cpu_time_total / num_steps / 1e3 if name in events else 0.0
         lines.append(f"  {name:20}{milliseconds:>10.2f} ms{milliseconds / per_step:>8.1%}")
     lines += ["", "host waits for the device, per step:"]
@@ -85,7 +86,7 @@ def summary_page(profiled: profile, num_steps: int) -> str:
     on_gpu = torch.cuda.is_available()
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     lines += ["", f"operators with the most time ({order}):"]
-    operators = [e for e in events.values() if e.key not in names and e.key != "head_step"]
+    operators = [event for event in events.values() if event.key not in (STEP, *parts)]
     operators.sort(key=lambda event: getattr(event, order), reverse=True)
     for event in operators[:NUM_OPERATORS]:
         milliseconds = getattr(event, order) / num_steps / 1e3

@@ -85,7 +85,7 @@ def load_state(job: Job) -> RunState:
     """
     root = checkpoint_root(job)
     if parallel.rank() == 0:
-        checkpoint_folder.recover(root)
+        checkpoint_folder.finish_interrupted_saves(root)
     folder = _sound_checkpoint(root, job.config.run.resume)
     if folder is not None:
         return _load(job, folder)

@@ -20,19 +20,21 @@ from kappaface_dist.backbones.layers import running_statistics_kept
 from kappaface_dist.counter_random import mix64
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.build import DTYPES, Job
+from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 
 Phase = Callable[[str], AbstractContextManager]
+# Takes a loss, and the micro-batches that the head has seen in the step.
+Check = Callable[[torch.Tensor, Sequence[Batch]], None]
 PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
 
 
 def train_step(
-    job: Job,
+    learner: Learner,
     batches: Sequence[Batch],
     lr: float,
     position: int,
-    check: Callable[[torch.Tensor], None] | None = None,
+    check: Check | None = None,
     phase: Phase = record_function,
     backbone_factor: float = 1.0,
 ) -> torch.Tensor:
@@ -43,45 +45,45 @@ def train_step(
         lr: the learning rate.
         position: of the first image in the stream: what the backbone draws depends on it and on
             the rank, so resuming needs no saved state.
-        check: called with each loss before anything is changed.
+        check: called with each loss, before anything is changed.
         phase: entered around each part by its name, one of PHASES.
         backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
     """
-    optimizer, scaler = job.optimizer, job.scaler
+    optimizer, scaler = learner.optimizer, learner.scaler
     frozen = backbone_factor == 0.0
     # Frozen means its running statistics too.
-    job.backbone.train(not frozen)
+    learner.backbone.train(not frozen)
     for group in optimizer.param_groups:
         group["lr"] = lr * backbone_factor
     optimizer.zero_grad(set_to_none=True)
-    if len(batches) > 1 and has_cuda_graphs(job.config.backbone.compile):
+    if len(batches) > 1 and has_cuda_graphs(learner.config.backbone.compile):
         # Otherwise the first micro-batch's gradient would stay where the next replay writes.
-        for parameter in job.network.parameters():
+        for parameter in learner.network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    step = _Step(job, batches, mix64(job.config.run.seed, position), check, phase, frozen)
-    cached = job.config.optimizer.cache_embeddings and len(batches) > 1
+    step = _Step(learner, batches, mix64(learner.config.run.seed, position), check, phase, frozen)
+    cached = learner.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
     loss_scale = scaler.scale(torch.ones_like(loss))
     skips = scaler.is_enabled() and not frozen
     if not skips:
         # Meanwhile the rest of the backbone's gradients is exchanged.
         with phase("head_step"):
-            job.head.step(lr, loss_scale=loss_scale)
+            learner.head.step(lr, loss_scale=loss_scale)
     if frozen:
         return loss
-    if isinstance(job.backbone, DataParallel):
+    if isinstance(learner.backbone, DataParallel):
         with phase("exchange"):
-            job.backbone.wait_for_gradients()
+            learner.backbone.wait_for_gradients()
     with phase("optimizer"):
         scaler.unscale_(optimizer)
         # An infinite limit clips nothing, but tells whether the gradient is finite.
         norm = torch.nn.utils.clip_grad_norm_(
-            job.network.parameters(), job.config.optimizer.clip_norm or float("inf")
+            learner.network.parameters(), learner.config.optimizer.clip_norm or float("inf")
         )
         scaler.step(optimizer)
     if skips:  # an overflow is known only now
         with phase("head_step"):
-            job.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
+            learner.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
     scaler.update()
     return loss
 
@@ -91,14 +93,20 @@ class _Step:
 
     def __init__(
         self,
-        job: Job,
+        learner: Learner,
         batches: Sequence[Batch],
         seed: int,
-        check: Callable[[torch.Tensor], None] | None,
+        check: Check | None,
         phase: Phase,
         frozen: bool,
     ):
-        self.job, self.batches, self.seed, self.check, self.phase = job, batches, seed, check, phase
+        self.learner, self.batches, self.seed, self.check, self.phase = (
+            learner,
+            batches,
+            seed,
+            check,
+            phase,
+        )
         self.frozen = frozen
 
     def accumulated(self) -> torch.Tensor:
@@ -106,19 +114,21 @@ class _Step:
         losses = []
         for number, batch in enumerate(self.batches):
             with self._sync(number):
-                loss = self._head(self._embed(number), batch.label_B) / len(self.batches)
+                loss = self._head(self._embed(number), batch.label_B, number + 1)
+                loss = loss / len(self.batches)
                 with self.phase("backward"):
-                    self.job.scaler.scale(loss).backward()
+                    self.learner.scaler.scale(loss).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
     def cached(self) -> torch.Tensor:
         """The same from one pass of the head over all micro-batches."""
-        with torch.no_grad(), running_statistics_kept(self.job.network):
+        with torch.no_grad(), running_statistics_kept(self.learner.network):
             parts = [self._embed(number) for number in range(len(self.batches))]
         embedding = torch.cat(parts).requires_grad_()
-        loss = self._head(embedding, torch.cat([batch.label_B for batch in self.batches]))
-        self.job.scaler.scale(loss).backward()
+        labels = torch.cat([batch.label_B for batch in self.batches])
+        loss = self._head(embedding, labels, len(self.batches))
+        self.learner.scaler.scale(loss).backward()
         assert embedding.grad is not None
         if self.frozen:
             return loss.detach()
@@ -133,26 +143,30 @@ class _Step:
     def _embed(self, number: int) -> torch.Tensor:
         """Embeddings of a micro-batch, with the same random choices every time."""
         torch.manual_seed(mix64(self.seed, number, parallel.rank()))
-        precision = self.job.config.precision
+        precision = self.learner.config.precision
         with (
             self.phase("backbone_forward"),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
-            torch.autocast(self.job.device.type, DTYPES[precision], enabled=precision != "fp32"),
+            torch.autocast(
+                self.learner.device.type, DTYPES[precision], enabled=precision != "fp32"
+            ),
         ):
-            embedding_BD = self.job.backbone(self.batches[number].image_B3HW)
+            embedding_BD = self.learner.backbone(self.batches[number].image_B3HW)
         # The head learns from the embedding's gradient also where the backbone does not.
         return embedding_BD.requires_grad_() if self.frozen else embedding_BD
 
-    def _head(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    def _head(
+        self, embedding_BD: torch.Tensor, label_B: torch.Tensor, num_seen: int
+    ) -> torch.Tensor:
         with self.phase("head_forward"):
-            loss = self.job.head(embedding_BD, label_B)
+            loss = self.learner.head(embedding_BD, label_B)
         if self.check is not None:
-            self.check(loss)
+            self.check(loss, self.batches[:num_seen])
         return loss
 
     def _sync(self, number: int) -> AbstractContextManager:
         """DDP exchanges gradients with the last micro-batch alone."""
-        backbone = self.job.backbone
+        backbone = self.learner.backbone
         last = number == len(self.batches) - 1
         if last or not isinstance(backbone, DataParallel):
             return nullcontext()

@@ -4,6 +4,7 @@ Shapes: B images on this rank, D embedding size, K classes of this shard, H W im
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -12,7 +13,7 @@ from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.parallel.signals import StopSignal
 from kappaface_dist.parallel.watchdog import Watchdog
-from kappaface_dist.training.build import Job
+from kappaface_dist.training.build import Job, peak_lr
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.training.metrics import Meter, Reporter, log_line
 from kappaface_dist.training.optim import schedule_factor
@@ -42,12 +43,12 @@ class Trainer:
         self.state = load_state(job)
         self.saver = build_saver(job)
         self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
-        self.guard = LossGuard(job.device)
-        self.total_images = job.images_to_read(self.state.step, self.state.position)
+        self.guard = LossGuard(job, late=job.device.type != "cpu")
+        self.total_images = job.length.images_to_read(self.state.step, self.state.position)
 
     @property
     def finished(self) -> bool:
-        return self.job.steps_left(self.state.step, self.state.position) == 0
+        return self.job.length.steps_left(self.state.step, self.state.position) == 0
 
     def fit(self) -> bool:
         """Train to the end of the run, or until asked to stop; whether the end was reached."""
@@ -57,10 +58,10 @@ class Trainer:
                     return self._fit(stop)
                 except NonFiniteLoss as bad:
                     self.state = recover(self.job, self.state, self.saver, bad)
-                    self.guard = LossGuard(self.job.device)
+                    self.guard.reset()
 
     def _fit(self, stop: StopSignal) -> bool:
-        steps_left = self.job.steps_left(self.state.step, self.state.position)
+        steps_left = self.job.length.steps_left(self.state.step, self.state.position)
         reporter = start_reporter(self.config, self.state.step, steps_left)
         meter = Meter()
         profiler = StepProfiler(self.config.folder, self.config.profile.steps)
@@ -76,15 +77,16 @@ class Trainer:
                     if self._is_skipped():
                         logger.warning("step %d is skipped", self.state.step)
                     else:
-                        loss = self.train_step(micro_batches)
+                        loss = self.take_step(micro_batches)
                 self._advance(meter, reporter)
                 stopping = stop.requested() and not self.finished
                 if self._due(self.config.log.every) or stopping:
                     meter = self._log(loss, meter, reporter)
                 with meter.pause():
-                    is_best = False
                     if self._due(self.config.evaluate.every) and not stopping:
-                        is_best = self.evaluate(reporter)
+                        self.evaluate(reporter)
+                    if is_best := self._is_best():
+                        self.state.best = self.metrics[self.config.checkpoint.best or ""]
                     if self._due(self.config.checkpoint.every) or is_best or stopping:
                         self.save(loss, reporter)
                     if stopping:
@@ -101,12 +103,11 @@ class Trainer:
             if reporter is not None:
                 reporter.close()
 
-    def train_step(self, batches: list[Batch]) -> torch.Tensor:
+    def take_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
-        self._batches = batches
         if (self.state.step + 1) % self.config.log.every == 0:
             self.job.head.rank_one.start()
-        lr = self.job.peak_lr * self.lr_factor()
+        lr = self.learning_rate(self.state.position)
         section = self.config.backbone
         factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0
         return train_step(
@@ -118,18 +119,19 @@ class Trainer:
             backbone_factor=factor,
         )
 
-    def lr_factor(self) -> float:
+    def learning_rate(self, position: int) -> float:
+        """Of the step that begins at position."""
         section = self.config.optimizer
-        return schedule_factor(
+        return peak_lr(self.config) * schedule_factor(
             section.schedule,
-            self.state.position,
+            position,
             self.total_images,
             section.warmup_epochs * self.job.catalog.num_images,
             section.power,
         )
 
-    def evaluate(self, reporter: Reporter | None) -> bool:
-        """Verify on every set; whether checkpoint.best is better than ever before; collective."""
+    def evaluate(self, reporter: Reporter | None) -> None:
+        """Verify on every set; collective."""
         self._share_running_statistics()
         self.results = verify_sets(
             self.job,
@@ -144,11 +146,11 @@ class Trainer:
         if reporter is not None and self.metrics:
             line = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
             reporter.write(self.state.step, self.metrics, f"step {self.state.step}: {line}")
+
+    def _is_best(self) -> bool:
+        """Whether an evaluation at this step is better in checkpoint.best than all before."""
         value = self.metrics.get(self.config.checkpoint.best or "")
-        if value is None or (self.state.best is not None and value <= self.state.best):
-            return False
-        self.state.best = value
-        return True
+        return value is not None and (self.state.best is None or value > self.state.best)
 
     def save(self, loss: torch.Tensor, reporter: Reporter | None) -> None:
         """Save a checkpoint of this step; collective.
@@ -200,7 +202,8 @@ class Trainer:
         waited = parallel.all_reduce_max(torch.tensor([meter.waited / seconds])).item()
         numbers = {
             "loss": self.state.last_loss,
-            "learning_rate": self.job.peak_lr * self.lr_factor(),
+            # Of the step that was just done.
+            "learning_rate": self.learning_rate(self.state.position - self.job.global_batch),
             "epoch": self.state.position / self.job.catalog.num_images,
             "images_per_second": meter.images / seconds,
             "data_wait_share": waited,
@@ -216,21 +219,21 @@ class Trainer:
                 logger.warning(text)
         return Meter()
 
-    def _watch_loss(self, loss: torch.Tensor) -> None:
+    def _watch_loss(self, loss: torch.Tensor, batches: Sequence[Batch]) -> None:
         """Take note of a micro-batch's loss before anything is changed."""
-        self.guard.watch(loss, self.state.position)
-        if self.job.device.type == "cpu":
+        self.guard.watch(loss, self.state.position, batches)
+        if not self.guard.late:
             self._check_loss(loss)
 
     def _check_loss(self, loss: torch.Tensor) -> None:
-        """Raise on every rank if the loss, the same on all, is not finite."""
+        """Raise on every rank if a loss, the same on all, was not finite since the last time."""
         self.state.last_loss = loss.item()
-        position = self.guard.first_bad()
-        if position is None:
+        evidence = self.guard.first_bad()
+        if evidence is None:
             return
+        position = evidence.position
         step = self.state.step - (self.state.position - position) // self.job.global_batch
-        lr = self.job.peak_lr * self.lr_factor()
-        cause = likely_cause(self.job, self._batches, lr)
+        cause = likely_cause(self.job, evidence, self.learning_rate(position))
         raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
 
     def _check_corrupt_share(self) -> None:

@@ -77,25 +77,33 @@ def test_gradients_are_those_of_torch_s_own_ddp():
         np.testing.assert_array_equal(found[name], gradient, err_msg=name)
 
 
-def test_the_backward_pass_does_not_wait_for_the_other_ranks():
+def test_the_backward_pass_does_not_wait_for_the_other_ranks(tmp_path):
     """What waits is wait_for_gradients, so the head's second pass can go between them."""
-    late = 1.0
+    done = tmp_path / "done"
 
-    def seconds():
+    def wait_until_done():
+        deadline = time.monotonic() + 30
+        while not done.exists():
+            assert time.monotonic() < deadline, "rank 0 waits for rank 1 in its backward pass"
+            time.sleep(0.01)
+
+    def backward():
         backbone = wrap_backbone(small())
-        for _ in range(2):  # DDP's first step does more
+        for step in range(2):  # DDP's first step does more
             loss = backbone(images()).square().sum()
             parallel.barrier()
-            if parallel.rank() == 1:
-                time.sleep(late)
-            started = time.perf_counter()
+            if step == 1 and parallel.rank() == 1:
+                wait_until_done()
             loss.backward()
-            done = time.perf_counter()
+            if step == 1 and parallel.rank() == 0:
+                complete = [work.is_completed() for work, *_ in backbone._exchange.running]
+                done.touch()
             backbone.wait_for_gradients()
-        return done - started, time.perf_counter() - done
+        return complete if parallel.rank() == 0 else None
 
-    backward, waited = run_on_ranks(2, seconds)[0]
-    assert backward < late / 2 < waited
+    complete, _ = run_on_ranks(2, backward)
+    assert complete
+    assert not any(complete)
 
 
 def test_buckets_are_as_large_as_asked():

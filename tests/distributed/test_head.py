@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from kappaface_dist.head import AdamWRows, ArcFace, CosFace, KappaFace, PartialFC, SGDRows
+from kappaface_dist.head.checks import BatchEvidence
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.dense_head import DenseSide
@@ -252,11 +253,13 @@ def non_finite():
         embedding_BD[3, 0] = torch.nan
     loss = head(embedding_BD.requires_grad_(), torch.arange(4))
     finite_sums = bool(head.class_margins.statistics.sum_KX.isfinite().all())
-    return loss.item(), head.explain_non_finite(), finite_sums
+    return loss.item(), head.batch_evidence().tolist(), finite_sums
 
 
 def test_a_non_finite_embedding_is_named_and_not_spread():
-    for loss, message, finite_sums in run_on_ranks(2, non_finite):
+    for loss, evidence, finite_sums in run_on_ranks(2, non_finite):
         assert np.isnan(loss)
-        assert message == "image 3 of the batch of rank 1 has an embedding that is not finite"
+        assert BatchEvidence(*evidence) == BatchEvidence(
+            label_place=-1, label=0, embedding_place=7, num_images=8
+        )
         assert finite_sums

@@ -6,7 +6,7 @@ from tests.integration.test_verification_tools import start
 
 
 def test_a_large_gallery_is_searched_in_bounded_memory():
-    ended = start("tools/bench_identification.py", "--no-faiss", "--repeats=1", "--json=-")
+    ended = start("tools/benchmark_identification.py", "--no-faiss", "--repeats=1", "--json=-")
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert (found["gallery"], found["probes"]) == (100_000, 1000)

@@ -79,7 +79,7 @@ def test_gradients_of_cuda_graphs_add_up_in_memory_of_their_own(
     batches = list(job.loader.batches(0, 3))
     trained = [p for p in job.network.parameters() if p.requires_grad]
     before = []
-    train_step(job, batches, 0.05, 0, check=lambda _: before.append([id(p.grad) for p in trained]))
+    train_step(job, batches, 0.05, 0, check=lambda *_: before.append([id(p.grad) for p in trained]))
     job.loader.close()
     assert before[0] == [id(p.grad) for p in trained]
     assert all(p.grad.abs().sum() > 0 for p in trained)

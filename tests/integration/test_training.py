@@ -160,6 +160,14 @@ def test_the_command_trains_reports_and_notices_that_it_is_done(write_config, fa
     assert "is finished" in again.stdout
 
 
+def test_the_log_has_the_learning_rate_of_its_step(write_config, tmp_path):
+    path = write_config(run={"steps": 6}, optimizer={"lr": 0.05, "warmup_epochs": 0.0})
+    fit(path)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    found = [line["learning_rate"] for line in lines if "loss" in line]
+    assert found == [0.05 * (1.0 - step / 6) ** 2 for step in range(6)]
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(write_config, tmp_path):
     path = write_config(run={"steps": 2000}, checkpoint={"every": None})
     command = torchrun_command(2, "launch/train.py", path)

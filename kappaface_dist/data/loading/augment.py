@@ -47,6 +47,7 @@ class Preset:
     jpeg_quality: tuple[float, float] = (20.0, 90.0)
 
 
+# By the names that data.augment can have.
 PRESETS = {
     "none": Preset(flip=0.0),
     "flip": Preset(),
@@ -121,12 +122,6 @@ class Changes:
     def part(self, first: int, end: int) -> "Changes":
         """The changes of images first to end - 1."""
         return Changes(*(getattr(self, field.name)[first:end] for field in fields(self)))
-
-
-def check_preset(name: str) -> None:
-    """Raise ValueError if there is no preset of this name."""
-    if name not in PRESETS:
-        raise ValueError(f"data.augment is {name!r}, the presets are: {', '.join(PRESETS)}")
 
 
 def draw_changes(name: str, seed: int, position_B: np.ndarray) -> Changes:

@@ -13,11 +13,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from kappaface_dist.data.images import decode_image, normalise_image
+from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.loading.augment import Changes
 from kappaface_dist.data.loading.augment_cpu import apply_changes
 from kappaface_dist.data.loading.buffers import Buffers
 from kappaface_dist.data.loading.readable import Readable
+from kappaface_dist.data.normalisation import normalise_image
 from kappaface_dist.data.sources.catalog import Catalog
 
 T_co = TypeVar("T_co", covariant=True)

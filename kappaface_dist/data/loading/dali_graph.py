@@ -13,6 +13,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from kappaface_dist.data.loading.augment import WHOLE, Changes, Preset
 from kappaface_dist.data.loading.augment_cpu import box_pixels, small_side
+from kappaface_dist.data.normalisation import PIXEL_MEAN, PIXEL_SCALE
 
 PAYLOAD = "payload"
 RESIZE = "resize"
@@ -194,8 +195,8 @@ def _graph(preset: Preset, size: int, decoder: str | None) -> Any:
         image,
         dtype=types.FLOAT,
         output_layout="CHW",
-        mean=[127.5] * 3,
-        std=[127.5] * 3,
+        mean=[PIXEL_MEAN] * 3,
+        std=[PIXEL_SCALE] * 3,
         mirror=mirror,
     )
 

@@ -12,17 +12,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kappaface_dist.config.checks import check_choice
 from kappaface_dist.data.loading.advice import Reading, advice
-from kappaface_dist.data.loading.augment import check_preset, draw_changes
+from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
 from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
 from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
 
-LOADERS = ("auto", "dali", "cpu")
 BATCHES_AHEAD = 3
 
 
@@ -177,9 +178,8 @@ def build_loader(
         ValueError: there is no such loader or preset.
         RuntimeError: DALI is asked for and not installed.
     """
-    if loader not in LOADERS:
-        raise ValueError(f"data.loader is {loader!r}, it can be: {', '.join(LOADERS)}")
-    check_preset(augment)
+    check_choice("data.loader", loader)
+    check_choice("data.augment", augment)
     num_threads = num_threads or threads_per_rank()
     if loader == "auto":
         loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"
@@ -219,13 +219,6 @@ def build_loader(
             block_shuffle=block_shuffle,
         ),
     )
-
-
-def normalise(image_BHW3: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels -> (x - 127.5) / 127.5, channels first, float32."""
-    num, height, width, channels = image_BHW3.shape
-    image_B3HW = torch.empty((num, channels, height, width), device=image_BHW3.device)
-    return image_B3HW.copy_(image_BHW3.permute(0, 3, 1, 2)).sub_(127.5).div_(127.5)
 
 
 def threads_per_rank() -> int:

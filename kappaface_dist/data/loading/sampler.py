@@ -81,14 +81,6 @@ class Shuffle:
         mixed[is_whole] = block * self.block + within
         return mixed
 
-    def rank_indices(self, position: int, batch_size: int, rank: int) -> np.ndarray:
-        """The images of one rank's batch in the step that begins at position: int64 [B]."""
-        return self.indices(position + rank * batch_size, batch_size)
-
-    def epoch(self, position: int) -> int:
-        """The epoch to which the image at position belongs."""
-        return position // self.num_images
-
 
 def permute(place_P: np.ndarray, size: int, key: int) -> np.ndarray:
     """The items, of 0..size-1 in an order chosen by key, at the given places: uint32 [P].

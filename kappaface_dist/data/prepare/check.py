@@ -134,7 +134,9 @@ def check_catalog(
     return CheckReport(
         num_images=num_images,
         count_C=catalog.count_C,
-        unreadable=[(catalog.where(i), why) for i, why in list(total.unreadable.items())[:1000]],
+        unreadable=[
+            (catalog.where(i), why) for i, why in list(total.unreadable.items())[:MAX_LISTED]
+        ],
         num_unreadable=len(total.unreadable),
         num_only_end_missing=total.only_end_missing,
         sizes=dict(total.sizes.most_common()),

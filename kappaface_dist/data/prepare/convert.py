@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_picture
 from kappaface_dist.data.prepare.check import lacks_only_the_end
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.data.sources.recordio import RecordWriter
+from kappaface_dist.whole_files import whole_file
 
 KINDS = (".rec", ".tar", ".parquet")
 ROWS_PER_GROUP = 256
@@ -117,7 +116,7 @@ def _write_record(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None:
 
 
 def _write_tar(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None:
-    with _all_or_nothing(path) as partial, tarfile.open(partial, "w") as archive:
+    with whole_file(path) as unfinished, tarfile.open(unfinished, "w") as archive:
         for index, label, payload in images:
             for suffix, content in ((_suffix(payload), payload), (".cls", b"%d" % label)):
                 info = tarfile.TarInfo(f"{index:09}{suffix}")
@@ -139,8 +138,8 @@ def _write_parquet(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None
     schema = pa.schema([("image", image), ("label", pa.int64())])
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     with (
-        _all_or_nothing(path) as partial,
-        pq.ParquetWriter(partial, schema, compression="none") as writer,
+        whole_file(path) as unfinished,
+        pq.ParquetWriter(unfinished, schema, compression="none") as writer,
     ):
         rows: list[dict[str, object]] = []
         for index, label, payload in images:
@@ -160,19 +159,6 @@ def _write_folder(path: Path, images: Iterator[tuple[int, int, bytes]], catalog:
         folder = path / (names[label] if names else f"{label:0{width}}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:09}{_suffix(payload)}").write_bytes(payload)
-
-
-@contextmanager
-def _all_or_nothing(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes path if nothing goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
 
 
 def _suffix(payload: bytes) -> str:

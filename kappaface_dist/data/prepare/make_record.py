@@ -19,6 +19,7 @@ import simplejpeg
 from kappaface_dist.data.images import JPEG_START, decode_image, encode_jpeg
 from kappaface_dist.data.sources.base import list_identities, list_images
 from kappaface_dist.data.sources.recordio import RecordReader, RecordWriter
+from kappaface_dist.whole_files import whole_file
 
 PART_FILES = 4096
 PARTS = "parts.partial"
@@ -206,9 +207,8 @@ def _make_part(part: _Part) -> int:
             identities.append(identity)
     # Last: a part is finished when its report is there.
     text = json.dumps(asdict(_PartReport(stamp, identities, unreadable)))
-    partial = part.report_path.with_suffix(".json.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, part.report_path)
+    with whole_file(part.report_path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     return len(part.files)
 
 

@@ -9,13 +9,14 @@ import json
 import logging
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+
+from kappaface_dist.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -85,20 +86,14 @@ def write(path: Path, fingerprint: str, arrays: Arrays) -> None:
         "checksum": _checksum(contiguous),
         "arrays": [[name, array.dtype.str, array.shape] for name, array in contiguous.items()],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: several machines may write into one shared folder at once.
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    # Several machines may write into one shared folder at once.
+    with whole_file(path, shared=True) as unfinished:
+        with unfinished.open("wb") as stream:
             stream.write(_padded(json.dumps(header).encode() + b"\n"))
             for array in contiguous.values():
                 stream.write(array.data)
                 stream.write(bytes(-array.nbytes % ALIGNMENT))
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        unfinished.chmod(0o644)
 
 
 def read(path: Path, fingerprint: str) -> Arrays | None:

@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from kappaface_dist.data.sources import index_cache
+from kappaface_dist.data.sources.base import MAX_CLASSES
 from kappaface_dist.data.sources.recordio import RecordReader
 
 logger = logging.getLogger(__name__)
-
-MAX_CLASSES = 2**31
-
-
 CHECKED_SUFFIX = ".kfchecked"
 
 

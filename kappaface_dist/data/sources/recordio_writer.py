@@ -5,10 +5,12 @@ its words equals the magic number. So a magic number at a multiple of four bytes
 part, which is what lets a reader find the records of a file without its .idx.
 """
 
-import os
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+
+from kappaface_dist.whole_files import whole_file
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -34,9 +36,13 @@ class RecordWriter:
         self.num_written = 0
 
     def __enter__(self) -> "RecordWriter":
-        self.record_path.parent.mkdir(parents=True, exist_ok=True)
-        self._record = _partial(self.record_path).open("wb")
-        self._index = _partial(self.index_path).open("w", encoding="ascii", newline="\n")
+        with ExitStack() as files:
+            # The last ends first: both are closed before the record, then its index, is named.
+            index = files.enter_context(whole_file(self.index_path))
+            record = files.enter_context(whole_file(self.record_path))
+            self._index = files.enter_context(index.open("w", encoding="ascii", newline="\n"))
+            self._record = files.enter_context(record.open("wb"))
+            self._files = files.pop_all()
         return self
 
     def write(self, label: float, payload: bytes) -> None:
@@ -68,12 +74,7 @@ class RecordWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for stream, path in ((self._record, self.record_path), (self._index, self.index_path)):
-            stream.close()
-            if kind is None:
-                os.replace(_partial(path), path)
-            else:
-                _partial(path).unlink(missing_ok=True)
+        self._files.__exit__(kind, error, traceback)
 
 
 def encode_record(body: bytes) -> bytes:
@@ -96,7 +97,3 @@ def _frame(cflag: int, part: bytes) -> bytes:
     return (
         struct.pack("<II", MAGIC, cflag << CFLAG_SHIFT | len(part)) + part + bytes(-len(part) % 4)
     )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

@@ -12,10 +12,13 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from kappaface_dist.data.sources.base import MAX_CLASSES
 
 MAX_KEPT_BYTES = 1 << 28  # of row groups
 
@@ -50,7 +53,7 @@ class TableSource:
         label_I = column.to_numpy()
         if len(label_I) == 0:
             raise ValueError(f"{path} has no row: rebuild it, or leave it out")
-        bad = np.flatnonzero((label_I < 0) | (label_I >= 2**31))
+        bad = np.flatnonzero((label_I < 0) | (label_I >= MAX_CLASSES))
         if len(bad):
             raise ValueError(
                 f"{self.where(int(bad[0]))} has label {label_I[bad[0]]}, labels are whole numbers"
@@ -122,11 +125,9 @@ class _ArrowBlocks:
     def column(self, block: int) -> Any:
         return self._batches[block]
 
-    @property
+    @cached_property
     def _batches(self) -> list[Any]:
-        if not hasattr(self, "_kept"):
-            self._kept = [batch.column(self.image) for batch in self._table.to_batches()]
-        return self._kept
+        return [batch.column(self.image) for batch in self._table.to_batches()]
 
 
 class _ParquetBlocks:

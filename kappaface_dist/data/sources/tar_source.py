@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kappaface_dist.data.sources import index_cache
+from kappaface_dist.data.sources.base import MAX_CLASSES
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def _label(content: bytes, suffix: str, where: str) -> int | None:
             value = value.get("label", value.get("cls"))
             if value is None:
                 return None
-        if isinstance(value, int) and 0 <= value < 2**31:
+        if isinstance(value, int) and 0 <= value < MAX_CLASSES:
             return value
     except ValueError:
         pass

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kappaface_dist.data.images import decode_image
+from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.parallel import ranks as parallel
 
 T = TypeVar("T")
@@ -78,11 +79,15 @@ def embed_images(
 
 
 def sum_over_flips(
-    model: nn.Module, pixels: list[np.ndarray], device: torch.device, *, flip: bool = True
+    model: Callable[[torch.Tensor], torch.Tensor],
+    pixels: list[np.ndarray],
+    device: torch.device,
+    *,
+    flip: bool = True,
 ) -> torch.Tensor:
     """float64 [B, D]: the embedding of each image plus, with flip, that of its mirror image."""
     pixels_BHW3 = torch.from_numpy(np.stack(pixels)).to(device)
-    image_B3HW = ((pixels_BHW3.float() - 127.5) / 127.5).permute(0, 3, 1, 2)
+    image_B3HW = normalise(pixels_BHW3, torch.preserve_format)
     embedding_BD = model(image_B3HW).double()
     return embedding_BD + model(image_B3HW.flip(-1)).double() if flip else embedding_BD
 

@@ -5,6 +5,7 @@ Shapes: I images, D embedding size.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from kappaface_dist.data.sources.base import list_identities, list_images
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.evaluation.embedding.store import StoredEmbeddings
 from kappaface_dist.evaluation.sets.face_lists import images_below
+from kappaface_dist.whole_files import whole_file
 
 
 @dataclass(frozen=True)
-class Dataset:
+class LabelledImages:
     """Images to embed.
 
     Attributes:
@@ -32,7 +34,7 @@ class Dataset:
     label: Callable[[int], int | None]
 
 
-def open_images(place: str | Path) -> Dataset:
+def open_images(place: str | Path) -> LabelledImages:
     """Open a dataset as training does, or any folder with images in it or below.
 
     Raises:
@@ -42,36 +44,35 @@ def open_images(place: str | Path) -> Dataset:
     loose = folder.is_dir() and not (folder / "train.rec").is_file()
     if loose and not any(list_images(folder / name)[0] for name in list_identities(folder)):
         paths = images_below(folder)
-        return Dataset(
+        return LabelledImages(
             len(paths), lambda i: paths[i].read_bytes(), lambda i: str(paths[i]), lambda i: None
         )
     catalog = open_catalog(str(place))
-    return Dataset(
+    return LabelledImages(
         catalog.num_images, catalog.read, catalog.where, lambda i: int(catalog.label_I[i])
     )
 
 
-def write_npy(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+def write_npy(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
     """embeddings.npy, written part by part, and images.jsonl with a line per row."""
     target, listed = folder / "embeddings.npy", folder / "images.jsonl"
-    unfinished = target.with_name(target.name + ".part")
-    array: np.ndarray | None = None
-    for first, rows in unit_parts(stored):
-        if array is None:
-            array = np.lib.format.open_memmap(
-                unfinished, mode="w+", dtype=np.float32, shape=(stored.count, rows.shape[1])
-            )
-        array[first : first + len(rows)] = rows
-    assert isinstance(array, np.memmap)
-    array.flush()
-    with listed.open("w", encoding="utf-8") as file:
-        for i in range(dataset.count):
-            file.write(json.dumps({"image": dataset.where(i), "label": dataset.label(i)}) + "\n")
-    unfinished.replace(target)
+    with whole_file(target) as unfinished:
+        array: np.ndarray | None = None
+        for first, rows in unit_parts(stored):
+            if array is None:
+                shape = (stored.count, rows.shape[1])
+                array = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+            array[first : first + len(rows)] = rows
+        assert isinstance(array, np.memmap)
+        array.flush()
+        with listed.open("w", encoding="utf-8") as file:
+            for i in range(dataset.count):
+                line = {"image": dataset.where(i), "label": dataset.label(i)}
+                file.write(json.dumps(line) + "\n")
     return [target, listed]
 
 
-def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> list[Path]:
+def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
     """embeddings.parquet: columns image, label, embedding (a list of D float32).
 
     Raises:
@@ -85,9 +86,8 @@ def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> l
             "Parquet files are written with pyarrow: pip install 'kappaface_dist[parquet]'"
         ) from error
     target = folder / "embeddings.parquet"
-    unfinished = target.with_name(target.name + ".part")
-    writer = None
-    try:
+    with whole_file(target) as unfinished, ExitStack() as stack:
+        writer = None
         for first, rows in unit_parts(stored):
             numbers = range(first, first + len(rows))
             values = pa.array(rows.ravel(), type=pa.float32())
@@ -98,12 +98,9 @@ def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: Dataset) -> l
                     "embedding": pa.FixedSizeListArray.from_arrays(values, rows.shape[1]),
                 }
             )
-            writer = writer or pq.ParquetWriter(unfinished, table.schema)
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(unfinished, table.schema))
             writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    unfinished.replace(target)
     return [target]
 
 

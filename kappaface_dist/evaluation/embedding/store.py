@@ -21,6 +21,7 @@ from torch import nn
 
 from kappaface_dist.evaluation.embedding.embed import decoded_ahead, eval_mode, sum_over_flips
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.whole_files import whole_file
 
 PART_IMAGES = 4096
 
@@ -178,10 +179,9 @@ class _Part:
 
     def write(self, path: Path, stamp: dict[str, str]) -> None:
         assert self.embedding is not None
-        unfinished = path.with_name(path.name + ".part")
         metadata = {"settings": json.dumps(stamp), "unreadable": json.dumps(self.unreadable)}
-        save_file({"embedding": self.embedding, "digest": self.digest}, unfinished, metadata)
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            save_file({"embedding": self.embedding, "digest": self.digest}, unfinished, metadata)
 
 
 def _read_part(

@@ -24,7 +24,7 @@ from kappaface_dist.evaluation.one_to_many.hardest import (
     wrong_distractors,
     wrong_hits,
 )
-from kappaface_dist.evaluation.one_to_many.identification import Outcome, closed_set
+from kappaface_dist.evaluation.one_to_many.identification import SearchOutcome, closed_set
 from kappaface_dist.evaluation.one_to_many.search import search
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
 from kappaface_dist.evaluation.sets.face_lists import FaceList
@@ -53,7 +53,7 @@ class IdentificationResult:
     """
 
     summary: dict[str, Any]
-    outcome: Outcome
+    outcome: SearchOutcome
     intervals: IdentificationIntervals | None
     other_Q: np.ndarray
     num_entries: int
@@ -78,34 +78,34 @@ def identify_faces(
     """
     names = [name for faces in lists.values() for name in faces.names if name is not None]
     number_of = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    subjects = {
+    identities = {
         kind: np.array([-1 if name is None else number_of[name] for name in faces.names])
         for kind, faces in lists.items()
     }
     probes = lists["probes"]
-    person_Q = np.unique(subjects["probes"], return_inverse=True)[1]
+    identity_Q = np.unique(identities["probes"], return_inverse=True)[1]
     if "gallery" in lists:
         kinds = [kind for kind in ("gallery", "distractors") if kind in lists]
         entries = _together([lists[kind] for kind in kinds])
         found = search(
             embedded["probes"],
-            subjects["probes"],
+            identities["probes"],
             np.concatenate([embedded[kind] for kind in kinds]),
-            np.concatenate([subjects[kind] for kind in kinds]),
+            np.concatenate([identities[kind] for kind in kinds]),
             device=device,
         )
-        outcome, other_Q = closed_set(found, person_Q), found.other_Q
+        outcome, other_Q = closed_set(found, identity_Q), found.other_Q
         numbers = {"searches": len(found.rank_Q), **outcome.numbers()}
         protocol, num_entries = f"probes in {' and '.join(kinds)}", len(entries.paths)
         wrong = _face_hits(probes, entries, wrong_hits(found))
         lost = _face_hits(probes, entries, lost_mates(found))
     else:
         among = search_distractors(
-            embedded["probes"], subjects["probes"], embedded["distractors"], device=device
+            embedded["probes"], identities["probes"], embedded["distractors"], device=device
         )
         nobody = np.zeros(0, dtype=np.int64)
-        outcome = Outcome(
-            among.rank_E, among.score_E, person_Q[among.probe_E], np.zeros(0), nobody, "none"
+        outcome = SearchOutcome(
+            among.rank_E, among.score_E, identity_Q[among.probe_E], np.zeros(0), nobody, "none"
         )
         other_Q = among.other_Q
         numbers = {"searches": len(among.rank_E), "rank": outcome.numbers()["rank"]}
@@ -113,7 +113,7 @@ def identify_faces(
         num_entries = len(lists["distractors"].paths) + 1
         wrong = _face_hits(probes, lists["distractors"], wrong_distractors(among))
         lost = _face_hits(probes, probes, lost_among_distractors(among))
-    resampled = replicate(outcome, int(person_Q.max()) + 1, num_replicates=num_replicates)
+    resampled = replicate(outcome, int(identity_Q.max()) + 1, num_replicates=num_replicates)
     bounds = intervals(resampled)
     summary = {
         "protocol": protocol,

@@ -34,7 +34,7 @@ def hardest_pairs(cosine_P: np.ndarray, same_P: np.ndarray) -> tuple[list[int], 
 
 
 def wrong_hits(found: Search) -> list[Hit]:
-    """Queries whose best entry is of another subject, the highest score first."""
+    """Queries whose best entry is of another identity, the highest score first."""
     wrong = np.flatnonzero((found.other_at_Q >= 0) & (found.other_Q >= found.mate_Q))
     chosen = wrong[smallest(-found.other_Q[wrong])].tolist()
     return [Hit(q, int(found.other_at_Q[q]), float(found.other_Q[q]), 1) for q in chosen]

@@ -17,22 +17,22 @@ DEEPEST = 100  # rank in pictures
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What all numbers follow from.
 
     Attributes:
         rank_E, mate_E: rank and score of the mate in each search for one.
-        person_E: whom the search is for, numbered from 0 on.
+        identity_E: whom the search is for, numbered from 0 on.
         alarm_A: the best score of each search that ought to find nobody.
-        person_A: who searched there.
+        identity_A: who searched there.
         alarms_from: what those searches are.
     """
 
     rank_E: np.ndarray
     mate_E: np.ndarray
-    person_E: np.ndarray
+    identity_E: np.ndarray
     alarm_A: np.ndarray
-    person_A: np.ndarray
+    identity_A: np.ndarray
     alarms_from: str
 
     def numbers(self) -> dict[str, Any]:
@@ -56,15 +56,15 @@ class Outcome:
         return roc(-np.concatenate([self.mate_E, self.alarm_A]), same)
 
 
-def open_set(found: Search, person_Q: np.ndarray) -> Outcome:
+def open_set(found: Search, identity_Q: np.ndarray) -> SearchOutcome:
     """Of one gallery; false alarms come from queries without a mate."""
-    return _outcome(found, person_Q, ~found.mated_Q, "probes without a mate")
+    return _outcome(found, identity_Q, ~found.mated_Q, "probes without a mate")
 
 
-def closed_set(found: Search, person_Q: np.ndarray) -> Outcome:
+def closed_set(found: Search, identity_Q: np.ndarray) -> SearchOutcome:
     """Where every query has a mate: false alarms are searches with the mate taken out."""
     # Where the gallery has nobody else there is no search that could raise an alarm.
-    return _outcome(found, person_Q, found.other_at_Q >= 0, "all probes, their mate taken out")
+    return _outcome(found, identity_Q, found.other_at_Q >= 0, "all probes, their mate taken out")
 
 
 def rank_rates(rank_Q: np.ndarray) -> dict[str, float | None]:
@@ -102,13 +102,15 @@ def tpir_at_fpir(mate_Q: np.ndarray, alarm_Q: np.ndarray, fpir: float) -> float 
     return float(np.mean(mate_Q > threshold))
 
 
-def _outcome(found: Search, person_Q: np.ndarray, alarms_Q: np.ndarray, source: str) -> Outcome:
+def _outcome(
+    found: Search, identity_Q: np.ndarray, alarms_Q: np.ndarray, source: str
+) -> SearchOutcome:
     mated_Q = found.mated_Q
-    return Outcome(
+    return SearchOutcome(
         rank_E=found.rank_Q[mated_Q],
         mate_E=found.mate_Q[mated_Q],
-        person_E=person_Q[mated_Q],
+        identity_E=identity_Q[mated_Q],
         alarm_A=found.other_Q[alarms_Q],
-        person_A=person_Q[alarms_Q],
+        identity_A=identity_Q[alarms_Q],
         alarms_from=source,
     )

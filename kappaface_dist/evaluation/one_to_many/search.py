@@ -15,8 +15,7 @@ from kappaface_dist.evaluation.one_to_many.score_blocks import (
     no_entries,
     pair_scores,
     query_blocks,
-    ranges,
-    rows_on,
+    scored_blocks,
     take_larger,
 )
 
@@ -26,11 +25,11 @@ class Search:
     """What every identification protocol needs to know of each query.
 
     Attributes:
-        mate_Q: score of the best entry of the query's own subject; -inf where it has none.
-        rank_Q: 1 + the number of other subjects' entries with at least that score; 0 where the
+        mate_Q: score of the best entry of the query's own identity; -inf where it has none.
+        rank_Q: 1 + the number of other identities' entries with at least that score; 0 where the
             query has no mate. A tie counts against the model (scores that differ by less than
             float32's rounding may come out either way).
-        other_Q: score of the best entry of another subject; -inf where there is none.
+        other_Q: score of the best entry of another identity; -inf where there is none.
         mate_at_Q, other_at_Q: the numbers of those entries in the gallery, of equal ones the first;
             -1 where there is none.
     """
@@ -43,15 +42,15 @@ class Search:
 
     @property
     def mated_Q(self) -> np.ndarray:
-        """Whether the query's subject is in the gallery."""
+        """Whether the query's identity is in the gallery."""
         return self.rank_Q > 0
 
 
 def search(
     query_QD: np.ndarray,
-    query_subject_Q: np.ndarray,
+    query_identity_Q: np.ndarray,
     gallery_ND: np.ndarray,
-    gallery_subject_N: np.ndarray,
+    gallery_identity_N: np.ndarray,
     *,
     device: torch.device | str = "cpu",
     query_rows: int = QUERY_ROWS,
@@ -61,7 +60,7 @@ def search(
 
     Args:
         query_QD, gallery_ND: unit embeddings, float32; may be memory maps.
-        query_subject_Q, gallery_subject_N: whole numbers; distractors have a number of their own.
+        query_identity_Q, gallery_identity_N: whole numbers; distractors have a number of their own.
         query_rows, gallery_rows: largest size of a block of scores.
     """
     num_queries = len(query_QD)
@@ -70,51 +69,37 @@ def search(
     rank_Q = np.zeros(num_queries, dtype=np.int64)
     mate_at_Q = np.full(num_queries, -1)
     other_at_Q = np.full(num_queries, -1)
-    order_N = np.argsort(gallery_subject_N, kind="stable")
-    sorted_N = gallery_subject_N[order_N]
-    first_Q = np.searchsorted(sorted_N, query_subject_Q, side="left")
-    num_mates_Q = np.searchsorted(sorted_N, query_subject_Q, side="right") - first_Q
-    for start, stop in query_blocks(num_mates_Q, query_rows):
-        block = slice(start, stop)
-        query = rows_on(query_QD, block, device)
-        query_E = np.repeat(np.arange(stop - start), num_mates_Q[block])
-        mate_E = order_N[ranges(first_Q[block], num_mates_Q[block])]
-        by_entry = np.argsort(mate_E, kind="stable")
-        query_E, mate_E = query_E[by_entry], mate_E[by_entry]
-        mate, mate_at_Q[block] = _best_mates(query, query_E, gallery_ND, mate_E, device)
+    for block in query_blocks(query_QD, query_identity_Q, gallery_identity_N, device, query_rows):
+        rows, query = block.rows, block.query
+        by_entry = np.argsort(block.mate_E, kind="stable")
+        query_E, mate_E = block.query_E[by_entry], block.mate_E[by_entry]
+        mate, mate_at_Q[rows] = _best_mates(query, query_E, gallery_ND, mate_E)
         # A query without a mate has no rank: nothing is counted for it.
         bar = torch.where(mate > -torch.inf, mate, torch.inf)
-        count = torch.zeros(stop - start, dtype=torch.int64, device=query.device)
+        count = torch.zeros(len(query), dtype=torch.int64, device=query.device)
         other, other_at = no_entries(query)
-        for begin in range(0, len(gallery_ND), gallery_rows):
-            end = min(begin + gallery_rows, len(gallery_ND))
-            score = query @ rows_on(gallery_ND, slice(begin, end), device).T
-            low, high = np.searchsorted(mate_E, (begin, end))
+        for begin, score in scored_blocks(query, gallery_ND, gallery_rows):
+            low, high = np.searchsorted(mate_E, (begin, begin + score.shape[1]))
             if high > low:
-                rows = torch.from_numpy(query_E[low:high]).to(score.device)
-                score[
-                    rows, torch.from_numpy(mate_E[low:high] - begin).to(score.device)
-                ] = -torch.inf
+                at = torch.from_numpy(np.stack([query_E[low:high], mate_E[low:high] - begin]))
+                score[tuple(at.to(score.device))] = -torch.inf
             largest = take_larger(score, begin, other, other_at)
             # Few mates are beaten by anything in a block: the others need no second look at it.
             beaten = torch.nonzero(largest >= bar)[:, 0]
             count[beaten] += (score[beaten] >= bar[beaten, None]).sum(dim=1)
-        mate_Q[block], other_Q[block] = mate.cpu().numpy(), other.cpu().numpy()
-        other_at_Q[block] = other_at.cpu().numpy()
-        rank_Q[block] = np.where(num_mates_Q[block] > 0, count.cpu().numpy() + 1, 0)
+        mate_Q[rows], other_Q[rows] = mate.cpu().numpy(), other.cpu().numpy()
+        other_at_Q[rows] = other_at.cpu().numpy()
+        has_mate = np.bincount(query_E, minlength=len(query)) > 0
+        rank_Q[rows] = np.where(has_mate, count.cpu().numpy() + 1, 0)
     return Search(mate_Q, rank_Q, other_Q, mate_at_Q, other_at_Q)
 
 
 def _best_mates(
-    query: torch.Tensor,
-    query_E: np.ndarray,
-    gallery_ND: np.ndarray,
-    mate_E: np.ndarray,
-    device: torch.device | str,
+    query: torch.Tensor, query_E: np.ndarray, gallery_ND: np.ndarray, mate_E: np.ndarray
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Score and number of each query's best mate; mate_E ascends."""
     best = torch.full((len(query),), -torch.inf, device=query.device)
-    score_E = pair_scores(query, query_E, gallery_ND, mate_E, device)
+    score_E = pair_scores(query, query_E, gallery_ND, mate_E)
     best.scatter_reduce_(0, torch.from_numpy(query_E).to(query.device), score_E, "amax")
     best_E = np.flatnonzero(score_E.cpu().numpy() == best.cpu().numpy()[query_E])
     best_at = np.full(len(query), -1)

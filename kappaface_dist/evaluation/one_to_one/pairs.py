@@ -16,16 +16,12 @@ from kappaface_dist.evaluation.embedding.embed import embed_images
 from kappaface_dist.evaluation.protocol import (
     NUM_FOLDS,
     Roc,
-    area_under,
     best_accuracy,
-    equal_error_rate,
+    curve_numbers,
     fold_accuracies,
-    roc,
-    tar_at_far,
 )
 from kappaface_dist.evaluation.sets.pair_file import PairFile
 
-FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 # Luma of ITU-R BT.601, as the field's image libraries make grey.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 
@@ -107,41 +103,30 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
             f"{np.sum(~np.isfinite(distance_P))} of {len(distance_P)} pairs have a distance that is"
             " not a number: the model's embeddings are not finite, has its training diverged?"
         )
-    num_pairs, num_same = len(same_P), int(same_P.sum())
-    num_different = num_pairs - num_same
-    if not num_same or not num_different:
-        kind = "the same person" if num_same else "different people"
-        note = (
-            f"all {num_pairs} pairs are of {kind}: a threshold that answers alike for every pair is"
-            " always right, so an accuracy means nothing"
+    found = curve_numbers(distance_P, same_P)
+    accuracy, accuracy_std, note = None, None, found.note
+    if found.curve is None:
+        note += (
+            ": a threshold that answers alike for every pair is always right, so an accuracy means"
+            " nothing"
         )
-        no_rates: dict[str, float | None] = {rate_name(far): None for far in FALSE_ACCEPT_RATES}
-        return PairResult(
-            num_pairs, num_same, None, None, None, None, no_rates, note, distance_P, None
-        )
-    accuracy, accuracy_std, note = None, None, ""
-    if num_pairs >= NUM_FOLDS:
+    elif len(same_P) >= NUM_FOLDS:
         accuracy_F = fold_accuracies(distance_P, same_P)
         accuracy, accuracy_std = float(accuracy_F.mean()), float(accuracy_F.std())
     else:
-        note = f"{num_pairs} pairs are not enough for an accuracy over {NUM_FOLDS} folds"
-    curve = roc(distance_P, same_P)
-    rates = {rate_name(far): tar_at_far(curve, num_different, far) for far in FALSE_ACCEPT_RATES}
-    missing = [name for name, rate in rates.items() if rate is None]
-    if missing:
-        short = f"{num_different} different pairs are not enough for FAR {', '.join(missing)}"
-        note = f"{note}; {short}" if note else short
+        few = f"{len(same_P)} pairs are not enough for an accuracy over {NUM_FOLDS} folds"
+        note = f"{few}; {note}" if note else few
     return PairResult(
-        num_pairs,
-        num_same,
-        accuracy,
-        accuracy_std,
-        area_under(curve),
-        equal_error_rate(curve),
-        rates,
-        note,
-        distance_P,
-        curve,
+        num_pairs=len(same_P),
+        num_same=int(same_P.sum()),
+        accuracy=accuracy,
+        accuracy_std=accuracy_std,
+        auc=found.auc,
+        eer=found.eer,
+        tar_at_far=found.tar_at_far,
+        note=note,
+        distance_P=distance_P,
+        roc=found.curve,
     )
 
 
@@ -172,8 +157,3 @@ def pixel_baseline(pairs: PairFile, size: int = 40) -> float | None:
         ]
     )
     return best_accuracy(-cosine_P, pairs.same_P)
-
-
-def rate_name(far: float) -> str:
-    """1e-1 rather than 1e-01 or 0.1."""
-    return f"1e-{round(-np.log10(far))}"

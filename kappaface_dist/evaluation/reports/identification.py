@@ -10,13 +10,9 @@ from kappaface_dist.evaluation.reports.page import (
     PICTURE_SIZE,
     Picture,
     PicturePair,
-    figures,
-    heading,
-    paragraph,
-    picture_pairs,
     read_picture,
+    write_figures,
     write_page,
-    write_tables,
 )
 from kappaface_dist.evaluation.reports.plots import histogram_figure
 from kappaface_dist.evaluation.reports.search_section import (
@@ -46,46 +42,25 @@ def write_identification_report(
         facts: what was run: model, hash, lists; the versions are added.
         config: the run's configuration, where it is known.
     """
-    outcome, bounds = result.outcome, result.intervals
-    brackets, people = "Percent. ", ""
-    if bounds is not None:
-        brackets = "Percent; brackets are 95 % bootstrap intervals over the probes' identities. "
-        people = (
-            f" Shaded: 95 % intervals, {bounds.num_replicates} replicates over"
-            f" {bounds.num_people} identities of probes; the gallery stays as it is."
-        )
-    parts = [
-        paragraph(f"{brackets}Tables for papers: table.md, table.tex."),
-        write_tables(folder, {"": rank_table("test", {name: result.summary})}, COMMENT),
-        paragraph(missing_rates({name: result.summary}), note=True),
-        heading("Searches"),
-        paragraph(
-            f"Protocol: {result.summary['protocol']}. {len(result.other_Q)} probes,"
-            f" {len(outcome.rank_E)} searches for a mate, each among {result.num_entries}"
-            f" entries.{people}"
-        ),
-    ]
-    drawn = search_figures({name: Searched(outcome, bounds, result.num_entries)})
+    outcome = result.outcome
+    drawn = search_figures({name: Searched(outcome, result.intervals, result.num_entries)})
     scores = searched_scores(outcome.mate_E, result.other_Q)
     if any(map(len, scores.values())):
         drawn["scores"] = ("Scores", histogram_figure(scores, "Scores"))
-    if not len(outcome.rank_E):
-        parts.append(
-            paragraph("No probe has a mate: there is no rank to measure, nor a curve.", note=True)
-        )
-    parts += [
-        figures(folder, drawn) if drawn else "",
-        picture_pairs(
-            "Hardest wrong hits: another person or a distractor is most alike",
-            [_pair(hit, ranked=False) for hit in result.wrong],
-            "None: every probe's best entry is its mate." if len(outcome.rank_E) else "",
-        ),
-        picture_pairs(
-            "Hardest mates: furthest down the list, then least alike",
-            [_pair(hit, ranked=True) for hit in result.lost],
-        ),
-    ]
-    return write_page(folder, parts, title=title, facts=facts, config=config)
+    return write_page(
+        folder,
+        "identification.html",
+        title=title,
+        facts=facts,
+        config=config,
+        tables={"": rank_table("test", {name: result.summary})},
+        comment=COMMENT,
+        result=result,
+        missing=missing_rates({name: result.summary}),
+        drawn=write_figures(folder, drawn),
+        wrong=[_pair(hit, ranked=False) for hit in result.wrong],
+        lost=[_pair(hit, ranked=True) for hit in result.lost],
+    )
 
 
 def _pair(found: FaceHit, *, ranked: bool) -> PicturePair:

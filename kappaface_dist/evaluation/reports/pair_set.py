@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from kappaface_dist.evaluation.one_to_many.hardest import hardest_pairs
 from kappaface_dist.evaluation.one_to_one.bootstrap import Intervals, bootstrap, pair_identities
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult, evaluate_pairs, pixel_baseline
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
 from kappaface_dist.parallel import ranks as parallel
-
-NUM_HARDEST = 12
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def describe_set(
             result.tar_at_far,
             num_replicates=num_replicates,
         )
-    order = np.argsort(result.distance_P, kind="stable")
+    false_matches, false_non_matches = hardest_pairs(-result.distance_P, pairs.same_P)
     return SetReport(
         path=path,
         sha256=_file_digest(path),
@@ -120,12 +119,12 @@ def describe_set(
         same_P=pairs.same_P,
         intervals=intervals,
         pixels=pixels,
-        false_matches=_hard_pairs(pairs, result, order[~pairs.same_P[order]]),
-        false_non_matches=_hard_pairs(pairs, result, order[pairs.same_P[order]][::-1]),
+        false_matches=_hard_pairs(pairs, result, false_matches),
+        false_non_matches=_hard_pairs(pairs, result, false_non_matches),
     )
 
 
-def _hard_pairs(pairs: PairFile, result: PairResult, numbers: np.ndarray) -> list[HardPair]:
+def _hard_pairs(pairs: PairFile, result: PairResult, numbers: list[int]) -> list[HardPair]:
     return [
         HardPair(
             number,
@@ -133,7 +132,7 @@ def _hard_pairs(pairs: PairFile, result: PairResult, numbers: np.ndarray) -> lis
             pairs.payloads[2 * number],
             pairs.payloads[2 * number + 1],
         )
-        for number in numbers[:NUM_HARDEST].tolist()
+        for number in numbers
     ]
 
 

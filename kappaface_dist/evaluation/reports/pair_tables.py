@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from kappaface_dist.evaluation.one_to_one.pairs import FALSE_ACCEPT_RATES, rate_name
+from kappaface_dist.evaluation.protocol import FALSE_ACCEPT_RATES, rate_name
 from kappaface_dist.evaluation.reports.pair_set import SetReport
 from kappaface_dist.evaluation.reports.table_formats import Table, as_text, with_interval
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from kappaface_dist.evaluation.one_to_many.bootstrap import IdentificationIntervals
 from kappaface_dist.evaluation.one_to_many.identification import (
     DEEPEST,
-    Outcome,
+    SearchOutcome,
     match_characteristic,
 )
 from kappaface_dist.evaluation.reports.plots import cmc_figure, det_figure
@@ -23,7 +23,7 @@ LABELS = ("false positive identification rate", "false negative identification r
 class Searched:
     """The outcome of a search among so many entries."""
 
-    outcome: Outcome
+    outcome: SearchOutcome
     intervals: IdentificationIntervals | None
     num_entries: int
 

@@ -1,6 +1,5 @@
-"""Tables of results as text, Markdown, LaTeX and HTML."""
+"""Tables of results as text, Markdown and LaTeX."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,18 +65,10 @@ def as_latex(table: Table, comment: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_html(table: Table) -> str:
-    """An HTML table; intervals stand below their numbers, which keeps it narrow."""
-    lines = [("th", table.header), *(("td", row) for row in table.rows)]
-    rows = "".join(
-        f"<tr>{''.join(f'<{tag}>{_small_interval(cell)}</{tag}>' for cell in cells)}</tr>"
-        for tag, cells in lines
-    )
-    return f'<div class="scroll"><table class="results">{rows}</table></div>'
-
-
-def _small_interval(cell: str) -> str:
-    return INTERVAL.sub(r"<small>\g<0></small>", html.escape(cell))
+def split_interval(cell: str) -> tuple[str, str]:
+    """A cell's number and its interval, which is empty where it has none."""
+    found = INTERVAL.search(cell)
+    return (cell[: found.start()], found[0]) if found else (cell, "")
 
 
 def _latex(text: str) -> str:

@@ -12,13 +12,9 @@ from kappaface_dist.evaluation.one_to_many.hardest import Hit, hardest_pairs, lo
 from kappaface_dist.evaluation.reports.page import (
     Picture,
     PicturePair,
-    figures,
-    heading,
-    paragraph,
-    picture_pairs,
     read_picture,
+    write_figures,
     write_page,
-    write_tables,
 )
 from kappaface_dist.evaluation.reports.plots import det_figure, histogram_figure, roc_figure
 from kappaface_dist.evaluation.reports.search_section import (
@@ -56,23 +52,22 @@ def write_template_report(
     tables = {"1:1": _pair_table(templates.name, one_to_one)}
     if result.galleries:
         tables["1:N"] = rank_table("gallery", result.summary["1:N"])
-    people = "" if result.intervals is None else f", {result.intervals.num_identities} subjects"
     bounds = [result.intervals, *(each.intervals for each in result.galleries.values())]
-    brackets = "Percent. "
-    if any(bounds):
-        brackets = "Percent; brackets are 95 % bootstrap intervals over subjects. "
-    parts = [
-        paragraph(
-            f"{result.summary['images']} images in {result.summary['templates']} templates{people}."
-            f" {brackets}Tables for papers: table.md, table.tex."
-        ),
-        write_tables(folder, tables, COMMENT),
-        paragraph(_sentence(one_to_one.get("note", "")), note=True),
-        paragraph(missing_rates(result.summary.get("1:N", {})), note=True),
-        *_pair_section(folder, result, templates),
-        *_search_section(folder, result, templates),
-    ]
-    return write_page(folder, parts, title=title, facts=facts, config=config)
+    return write_page(
+        folder,
+        "templates.html",
+        title=title,
+        facts=facts,
+        config=config,
+        tables=tables,
+        comment=COMMENT,
+        result=result,
+        has_intervals=any(bounds),
+        pair_note=_sentence(one_to_one.get("note", "")),
+        missing=missing_rates(result.summary.get("1:N", {})),
+        **_pair_section(folder, result, templates),
+        **_search_section(folder, result, templates),
+    )
 
 
 def _pair_table(name: str, numbers: Mapping[str, Any]) -> Table:
@@ -90,7 +85,7 @@ def _counts(numbers: Mapping[str, Any]) -> list[str]:
     return [str(numbers["pairs"]), str(numbers["same_pairs"])]
 
 
-def _pair_section(folder: Path, result: TemplateResult, templates: TemplateSet) -> list[str]:
+def _pair_section(folder: Path, result: TemplateResult, templates: TemplateSet) -> dict[str, Any]:
     cosine_P, same_P = result.cosine_P, templates.same_P
     name, intervals = templates.name, result.intervals
     drawn = {}
@@ -101,12 +96,6 @@ def _pair_section(folder: Path, result: TemplateResult, templates: TemplateSet) 
         drawn["det"] = ("Error trade-off of 1:1", det_figure(curves, "DET of 1:1", bands))
     scores = {"different": cosine_P[~same_P], "same": cosine_P[same_P]}
     drawn["scores"] = ("Scores of 1:1", histogram_figure(scores, "Scores of 1:1"))
-    explained = ""
-    if intervals is not None:
-        explained = (
-            f"Shaded: 95 % intervals, {intervals.num_replicates} replicates over"
-            f" {intervals.num_identities} subjects."
-        )
     picture = _template_pictures(templates)
 
     def pairs(numbers: list[int]) -> list[PicturePair]:
@@ -121,21 +110,16 @@ def _pair_section(folder: Path, result: TemplateResult, templates: TemplateSet) 
         ]
 
     false_matches, false_non_matches = hardest_pairs(cosine_P, same_P)
-    return [
-        heading("1:1 verification"),
-        paragraph(explained),
-        figures(folder, drawn),
-        paragraph("Of each template the picture is shown that the face detector is surest of."),
-        picture_pairs("Hardest false matches: different people, most alike", pairs(false_matches)),
-        picture_pairs(
-            "Hardest false non-matches: one person, least alike", pairs(false_non_matches)
-        ),
-    ]
+    return {
+        "pair_figures": write_figures(folder, drawn),
+        "false_matches": pairs(false_matches),
+        "false_non_matches": pairs(false_non_matches),
+    }
 
 
-def _search_section(folder: Path, result: TemplateResult, templates: TemplateSet) -> list[str]:
+def _search_section(folder: Path, result: TemplateResult, templates: TemplateSet) -> dict[str, Any]:
     if not result.galleries or templates.probes is None:
-        return []
+        return {"searched": {}}
     probe_Q = templates.probes.template_T
     searched = {
         name: Searched(each.outcome, each.intervals, len(each.gallery.template_T))
@@ -165,25 +149,13 @@ def _search_section(folder: Path, result: TemplateResult, templates: TemplateSet
             ]
         ]
 
-    sizes = ", ".join(f"{name} {each.num_entries}" for name, each in searched.items())
-    return [
-        heading("1:N identification"),
-        paragraph(
-            f"{len(probe_Q)} probe templates; templates of the galleries: {sizes}. False alarms are"
-            " probes whose person is not in the gallery; in the joined one, which is all galleries"
-            " as one, they are searches with the mate taken out."
-        ),
-        figures(folder, drawn),
-        picture_pairs(
-            "Hardest wrong hits: the best entry of all galleries is another person",
-            pairs(wrong_hits(everyone.found), ranked=False),
-            "None: every probe's best entry is its mate.",
-        ),
-        picture_pairs(
-            "Hardest mates: furthest down the list of all galleries, then least alike",
-            pairs(lost_mates(everyone.found), ranked=True),
-        ),
-    ]
+    return {
+        "searched": searched,
+        "num_probes": len(probe_Q),
+        "search_figures": write_figures(folder, drawn),
+        "wrong": pairs(wrong_hits(everyone.found), ranked=False),
+        "lost": pairs(lost_mates(everyone.found), ranked=True),
+    }
 
 
 def _template_pictures(templates: TemplateSet) -> Callable[[int], Picture]:

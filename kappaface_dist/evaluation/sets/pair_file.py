@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kappaface_dist.restricted_pickle import MALFORMED, Refused
+from kappaface_dist.whole_files import whole_file
 
 # The oldest protocol that stores bytes as bytes: every Python 3 reads it, without numpy.
 PROTOCOL = 3
@@ -52,7 +53,7 @@ def read_pairs(path: str | os.PathLike[str]) -> PairFile:
         content = _PairUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="bytes").load()
     except Refused as refused:
         raise ValueError(f"{path} is refused: {refused}") from refused
-    except (*MALFORMED, MemoryError) as error:
+    except MALFORMED as error:
         raise ValueError(
             f"{path} is not a readable pickle of a verification set"
             f" ({type(error).__name__}: {error}): is the file complete?"
@@ -91,12 +92,8 @@ def write_pairs(
     """
     flags = [bool(flag) for flag in same]
     _check_counts(path, payloads, flags)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".part")
-    with unfinished.open("wb") as file:
+    with whole_file(Path(path)) as unfinished, unfinished.open("wb") as file:
         pickle.dump((list(payloads), flags), file, protocol=PROTOCOL)
-    unfinished.replace(target)
 
 
 def _check_counts(

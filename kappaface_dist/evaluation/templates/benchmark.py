@@ -16,8 +16,7 @@ from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_picture
 from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
 from kappaface_dist.evaluation.one_to_one.bootstrap import Intervals, joined
-from kappaface_dist.evaluation.one_to_one.pairs import FALSE_ACCEPT_RATES, rate_name
-from kappaface_dist.evaluation.protocol import Roc, area_under, equal_error_rate, roc, tar_at_far
+from kappaface_dist.evaluation.protocol import Roc, curve_numbers
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
 from kappaface_dist.evaluation.sets.template_lists import TemplateSet
 from kappaface_dist.evaluation.templates.bootstrap import bootstrap_subjects
@@ -118,7 +117,7 @@ def evaluate_templates(
         intervals = bootstrap_subjects(
             cosine_P,
             templates.same_P,
-            template_people(number_T, templates).astype(np.int32)[row_P2],
+            template_identities(number_T, templates).astype(np.int32)[row_P2],
             one_to_one["tar_at_far"],
             num_replicates=num_replicates,
         )
@@ -141,8 +140,8 @@ def evaluate_templates(
     return TemplateResult(summary, cosine_P, curve, intervals, galleries)
 
 
-def template_people(number_T: np.ndarray, templates: TemplateSet) -> np.ndarray:
-    """person_T, numbered from 0 on: templates are of one person if the 1:N lists or a pair say so.
+def template_identities(number_T: np.ndarray, templates: TemplateSet) -> np.ndarray:
+    """identity_T, numbered from 0 on: alike for templates that the 1:N lists or a pair call alike.
 
     The official 1:N lists name the subject of every template that is in a pair.
     """
@@ -174,19 +173,10 @@ def verification_numbers(
     cosine_P: np.ndarray, same_P: np.ndarray
 ) -> tuple[Roc | None, dict[str, Any]]:
     """AUC, EER and TAR at FAR of scored pairs; a rate is None where there are not enough pairs."""
-    num_different = int(np.sum(~same_P))
-    numbers: dict[str, Any] = {"pairs": len(same_P), "same_pairs": len(same_P) - num_different}
-    if not num_different or num_different == len(same_P):
-        kind = "different people" if num_different else "the same person"
-        note = f"all {len(same_P)} pairs are of {kind}: no rate can be measured, there is no curve"
-        return None, numbers | {"note": note}
-    curve = roc(-cosine_P, same_P)
-    rates = {rate_name(far): tar_at_far(curve, num_different, far) for far in FALSE_ACCEPT_RATES}
-    missing = [name for name, rate in rates.items() if rate is None]
-    note = f"{num_different} different pairs are not enough for FAR {', '.join(missing)}"
-    return curve, numbers | {
-        "auc": area_under(curve),
-        "eer": equal_error_rate(curve),
-        "tar_at_far": rates,
-        "note": note if missing else "",
-    }
+    found = curve_numbers(-cosine_P, same_P)
+    numbers: dict[str, Any] = {"pairs": len(same_P), "same_pairs": int(same_P.sum())}
+    if found.curve is None:
+        numbers["note"] = f"{found.note}: no rate can be measured, there is no curve"
+        return None, numbers
+    numbers |= {"auc": found.auc, "eer": found.eer, "tar_at_far": found.tar_at_far}
+    return found.curve, numbers | {"note": found.note}

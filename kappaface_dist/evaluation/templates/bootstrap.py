@@ -59,14 +59,14 @@ def bootstrap_subjects(
     end_T = _bin_ends(cosine_P[different])
     products = _Products(identity_P2[different], end_T, num_identities)
     point_S = _points(cosine_P[same_P], cosine_P[different], end_T)
-    person_S = identity_P2[same_P, 0]
+    identity_S = identity_P2[same_P, 0]
 
     def curves() -> Iterator[Roc]:
         draws = drawn_times(num_identities, num_replicates, seed)
         while times := list(islice(draws, REPLICATES_AT_A_TIME)):
             false_TR = products.weights(np.stack(times, axis=1))
             for times_I, false_T in zip(times, false_TR.T, strict=True):
-                true_U = np.bincount(point_S, times_I[person_S], minlength=2 * len(end_T) + 1)
+                true_U = np.bincount(point_S, times_I[identity_S], minlength=2 * len(end_T) + 1)
                 # So few people that only one kind was drawn: there is no curve.
                 if false_T.any() and true_U.any():
                     yield _curve(false_T, true_U)

@@ -15,7 +15,7 @@ from kappaface_dist.evaluation.one_to_many.bootstrap import (
     mean_replicates,
     replicate,
 )
-from kappaface_dist.evaluation.one_to_many.identification import Outcome, closed_set, open_set
+from kappaface_dist.evaluation.one_to_many.identification import SearchOutcome, closed_set, open_set
 from kappaface_dist.evaluation.one_to_many.search import Search, search
 from kappaface_dist.evaluation.sets.template_lists import TemplateList
 
@@ -28,7 +28,7 @@ class GalleryResult:
 
     gallery: TemplateList
     found: Search
-    outcome: Outcome
+    outcome: SearchOutcome
     intervals: IdentificationIntervals | None
 
 
@@ -47,8 +47,8 @@ def search_galleries(
         number_T: numbers of the templates, ascending.
         num_replicates: of the intervals over the probes' people; 0 for none.
     """
-    person_Q = np.unique(probes.subject_T, return_inverse=True)[1]
-    num_people = int(person_Q.max()) + 1
+    identity_Q = np.unique(probes.subject_T, return_inverse=True)[1]
+    num_identities = int(identity_Q.max()) + 1
     places = {
         **galleries,
         JOINED: TemplateList(
@@ -66,8 +66,8 @@ def search_galleries(
         found = search(
             query_QD, probes.subject_T, embeddings(gallery), gallery.subject_T, device=device
         )
-        outcome = (closed_set if name == JOINED else open_set)(found, person_Q)
-        resampled = replicate(outcome, num_people, num_replicates=num_replicates)
+        outcome = (closed_set if name == JOINED else open_set)(found, identity_Q)
+        resampled = replicate(outcome, num_identities, num_replicates=num_replicates)
         results[name] = GalleryResult(gallery, found, outcome, intervals(resampled))
         numbers[name] = outcome.numbers() | _summary(results[name].intervals)
         if name != JOINED:

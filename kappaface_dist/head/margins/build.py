@@ -40,13 +40,7 @@ def build_margin(name: str, **settings: Any) -> Margin:
         if key not in types:
             raise ValueError(f"{name} has no setting margin.{key}{_closest(key, list(types))}")
         if not _fits(value, types[key]):
-            wanted = {
-                float: "a number",
-                int: "a whole number",
-                bool: "true or false",
-                str: "a word",
-            }
-            raise ValueError(f"margin.{key} is {value!r}: it must be {wanted[types[key]]}")
+            raise ValueError(f"margin.{key} is {value!r}: it must be {WANTED[types[key]]}")
     return kind(**settings)
 
 

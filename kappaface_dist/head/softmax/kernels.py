@@ -2,7 +2,8 @@
 
 `exponentiate` reads a chunk's fp32 products once and writes Q in bf16 and the row sums;
 `update_rows` reads h, centre and momentum once and writes the last two. Both compute what the
-plain functions of `streaming.py` and `row_update.py` do, in the same order on every run.
+plain functions of `streaming.py` and `row_update.py` do, in the same order on every run. They take
+tensors and numbers alone: this file imports nothing of ours.
 With TRITON_INTERPRET=1 they run on the CPU, slowly, for tests.
 Shapes: G images on all ranks, R rows of one chunk, D embedding size.
 """
@@ -10,9 +11,6 @@ Shapes: G images on all ranks, R rows of one chunk, D embedding size.
 import torch
 import triton
 import triton.language as tl
-
-from kappaface_dist.head.softmax.row_update import SGDRows
-from kappaface_dist.head.softmax.second_pass import TargetTerms
 
 # A tile of 32 x 128 logits is 16 KB of registers over 4 warps: 32 values a thread.
 BLOCK_G, BLOCK_R = 32, 128
@@ -169,20 +167,26 @@ def update_rows(
     chunk_RD: torch.Tensor,
     h_RD: torch.Tensor,
     momentum_RD: torch.Tensor,
-    targets: TargetTerms,
+    target_row_X: torch.Tensor,
+    target_term_XD: torch.Tensor,
     first: int,
+    *,
     split: bool,
-    optimizer: SGDRows,
     lr: float,
+    momentum: float,
+    weight_decay: float,
     skip: torch.Tensor | None,
 ) -> None:
     """Targets' terms, projection, momentum, weight decay, update of a chunk of rows, in place.
+
+    The formula of the update is that of `SGDRows`.
 
     Args:
         chunk_RD: the centres as they lie, fp32 by type.
         h_RD: as `raw_gradients` hands it out.
         momentum_RD: fp32 or bf16.
-        targets: of all rows; first is the number of this chunk's first.
+        target_row_X, target_term_XD: of all rows, as in `TargetTerms`.
+        first: the number of this chunk's first row.
         split: whether chunk_RD is split into halves.
         skip: 0-dimensional bool; where true, nothing changes.
     """
@@ -193,16 +197,16 @@ def update_rows(
         chunk_RD.view(torch.int16) if split else chunk_RD,
         h_RD,
         momentum_RD,
-        targets.row_X,
-        targets.term_XD,
+        target_row_X,
+        target_term_XD,
         h_RD if skip is None else skip.reshape(1).to(torch.int32),
         first,
-        len(targets.row_X),
+        len(target_row_X),
         num_rows,
         lr,
-        optimizer.momentum,
-        optimizer.weight_decay,
-        SEARCH_STEPS=len(targets.row_X).bit_length(),
+        momentum,
+        weight_decay,
+        SEARCH_STEPS=len(target_row_X).bit_length(),
         SIZE=size,
         SPLIT=split,
         SKIPPABLE=skip is not None,

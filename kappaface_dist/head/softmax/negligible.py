@@ -68,7 +68,10 @@ class Skipped:
     def __init__(self) -> None:
         self._sums_4: torch.Tensor | None = None
 
-    def add(self, tiles: Tiles) -> None:
+    def add(self, tiles: Tiles | None) -> None:
+        """Those of a batch; None: it took all."""
+        if tiles is None:
+            return
         left_out = (~tiles.kept_XG).sum()
         numbers = torch.stack([left_out, torch.full_like(left_out, tiles.kept_XG.numel())])
         sums_4 = torch.cat([tiles.mass_2, numbers])

@@ -4,7 +4,6 @@ Shapes: the letters M, N, X are the product's own.
 """
 
 import functools
-import importlib
 import importlib.util
 import os
 from types import ModuleType
@@ -45,4 +44,6 @@ def triton_kernels(device_type: str) -> ModuleType | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if (device_type != "cuda" and not interpreted) or importlib.util.find_spec("triton") is None:
         return None
-    return importlib.import_module("kappaface_dist.head.softmax.kernels")
+    from kappaface_dist.head.softmax import kernels
+
+    return kernels

@@ -10,22 +10,21 @@ import torch
 from kappaface_dist.parallel import ranks as parallel
 
 
-class NearestNegatives:
-    """The largest cosine of each image with another class's centre, so far; before any margin."""
+def nearest_negatives(
+    product_GR: torch.Tensor, inverse_R: torch.Tensor, column_G: torch.Tensor, first: int
+) -> torch.Tensor:
+    """Each image's largest cosine [G] with the centres of other classes in a chunk.
 
-    def __init__(self, num_images: int, like: torch.Tensor):
-        self.cosine_G = like.new_full((num_images,), -torch.inf)
-
-    def see(
-        self, product_GR: torch.Tensor, inverse_R: torch.Tensor, column_G: torch.Tensor, first: int
-    ) -> None:
-        """Look at a chunk: e_i·w_j, 1/‖w_j‖, the targets' columns, the chunk's first row."""
-        cosine_GR = product_GR * inverse_R
-        column_G1 = (column_G - first)[:, None]
-        # Compared, not indexed: indexing by a mask would make a GPU wait.
-        is_target_GR = column_G1 == torch.arange(cosine_GR.shape[1], device=column_G.device)
-        cosine_GR.masked_fill_(is_target_GR, -torch.inf)
-        torch.maximum(self.cosine_G, cosine_GR.amax(dim=1), out=self.cosine_G)
+    Args:
+        product_GR: e_i·w_j.
+        inverse_R: 1/‖w_j‖.
+        column_G: the targets' columns; first is the chunk's first row.
+    """
+    cosine_GR = product_GR * inverse_R
+    column_G1 = (column_G - first)[:, None]
+    # Compared, not indexed: indexing by a mask would make a GPU wait.
+    is_target_GR = column_G1 == torch.arange(cosine_GR.shape[1], device=column_G.device)
+    return cosine_GR.masked_fill_(is_target_GR, -torch.inf).amax(dim=1)
 
 
 class RankOne:
@@ -40,17 +39,18 @@ class RankOne:
         """Count from now on."""
         self.active, self._right, self._num_images = True, None, 0
 
-    def begin_batch(self, embedding_GD: torch.Tensor) -> NearestNegatives | None:
-        """What the first pass is to show its products to; None while nobody asks."""
-        return NearestNegatives(len(embedding_GD), embedding_GD) if self.active else None
-
-    def end_batch(
-        self, nearest: NearestNegatives | None, cosine_G: torch.Tensor, owned_G: torch.Tensor
+    def count(
+        self, nearest_G: torch.Tensor | None, cosine_G: torch.Tensor, owned_G: torch.Tensor
     ) -> None:
-        """Compare with the targets' cosines of the images whose class is here; collective."""
-        if nearest is None:
+        """The images of a batch with a target cosine above nearest_G. Collective.
+
+        Args:
+            nearest_G: as `negative_sums` finds it in this shard; None while nobody asks.
+            cosine_G: the targets' cosines, where the class is on this rank (owned_G).
+        """
+        if nearest_G is None:
             return
-        nearest_G = parallel.all_reduce_max(nearest.cosine_G)
+        nearest_G = parallel.all_reduce_max(nearest_G)
         right = (owned_G & (cosine_G > nearest_G)).sum()
         self._right = right if self._right is None else self._right + right
         self._num_images += len(cosine_G)

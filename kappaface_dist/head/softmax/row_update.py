@@ -28,6 +28,12 @@ class RowOptimizer(Protocol):
     ) -> None:
         """One step on R rows, in place; `state` holds the same rows. gradient_RD may be changed."""
 
+    def fused_numbers(self) -> dict[str, float] | None:
+        """The momentum and weight_decay with which `kernels.update_rows` computes this formula.
+
+        It keeps state["momentum"]. None: the kernel has another formula, `update` is called.
+        """
+
 
 @dataclass(frozen=True)
 class SGDRows:
@@ -55,6 +61,11 @@ class SGDRows:
             gradient_RD.add_(state["momentum"], alpha=self.momentum)
             state["momentum"].copy_(gradient_RD)
         weight_RD.add_(gradient_RD, alpha=-lr)
+
+    def fused_numbers(self) -> dict[str, float] | None:
+        if not self.momentum:
+            return None
+        return {"momentum": self.momentum, "weight_decay": self.weight_decay}
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,9 @@ class AdamWRows:
         root_RD = (square_RD / (1.0 - self.beta2**steps_R1)).sqrt_().add_(self.epsilon)
         weight_RD.sub_(mean_RD / root_RD * (lr / (1.0 - self.beta1**steps_R1)))
 
+    def fused_numbers(self) -> None:
+        return None
+
 
 def update_centres(
     batches: list[MicroBatch],
@@ -104,12 +118,21 @@ def update_centres(
         skip: 0-dimensional bool; where true, nothing changes. The device decides, nobody waits.
     """
     rows, targets = batches[0].rows, TargetTerms(batches)
-    kernels = softmax.kernels(rows.weight_KD.device)
+    kernels, fused_numbers = softmax.kernels(rows.weight_KD.device), optimizer.fused_numbers()
     for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
-        if kernels is not None and isinstance(optimizer, SGDRows) and optimizer.momentum:
+        if kernels is not None and fused_numbers is not None:
             momentum_RD = rows.select(row_state["momentum"], first, last)
             kernels.update_rows(
-                chunk_RD, h_RD, momentum_RD, targets, first, rows.split, optimizer, lr, skip
+                chunk_RD,
+                h_RD,
+                momentum_RD,
+                targets.row_X,
+                targets.term_XD,
+                first,
+                split=rows.split,
+                lr=lr,
+                skip=skip,
+                **fused_numbers,
             )
             rows.put_back(rows.weight_KD, first, last, chunk_RD)
             rows.put_back(row_state["momentum"], first, last, momentum_RD)

@@ -6,7 +6,7 @@ one chunk, S the rows in use.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,7 +22,7 @@ from kappaface_dist.head.softmax.streaming import Chunks, LogitCache
 SMALLEST_LOG_DENOMINATOR = -80.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class MicroBatch:
     """What the second pass needs of a batch whose loss has been differentiated.
 
@@ -45,10 +45,14 @@ class MicroBatch:
     target_slope_G: torch.Tensor
     factor: torch.Tensor
     rows: Rows
-    cache: LogitCache | None = None
+    cache: LogitCache = field(default_factory=LogitCache)
     absent_S: torch.Tensor | None = None
     negatives: Negatives | None = None
     tiles: Tiles | None = None
+
+    def unscaled(self, loss_scale: torch.Tensor | float) -> "MicroBatch":
+        """The same without a factor that the loss had."""
+        return replace(self, factor=self.factor / loss_scale)
 
 
 def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -69,7 +73,7 @@ def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
         column_G = torch.where(batch.column_G < 0, -1, place_S[batch.column_G.clamp_min(0)])
         rows = replace(batch.rows, index_S=union_S)
         batch = replace(batch, column_G=column_G, rows=rows, absent_S=absent_S)
-        shared.append(replace(batch, cache=None, tiles=None))
+        shared.append(replace(batch, cache=LogitCache(), tiles=None))
     return shared
 
 
@@ -152,7 +156,7 @@ def _shares(
     image_M: torch.Tensor | None,
 ) -> torch.Tensor:
     """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
-    kept_GR = None if batch.cache is None else batch.cache.get(first)
+    kept_GR = batch.cache.get(first)
     if kept_GR is not None:
         return kept_GR if image_M is None else kept_GR.index_select(0, image_M)
     operand_RD = batch.rows.operand(chunk_RD, chunks.softmax.dtype)
@@ -160,9 +164,8 @@ def _shares(
     if image_M is not None:
         embedding_GD = embedding_GD.index_select(0, image_M)
         column_G = column_G.index_select(0, image_M)
-    share_MR, _ = chunks.shares(
-        embedding_GD, operand_RD, column_G, first, negatives=batch.negatives
-    )
+    product_MR, inverse_R = chunks.products(embedding_GD, operand_RD)
+    share_MR, _ = chunks.shares(product_MR, inverse_R, column_G, first, negatives=batch.negatives)
     return share_MR
 
 

@@ -23,44 +23,107 @@ CPU_CHUNK_BYTES = 2 << 20
 GPU_CHUNK_BYTES = 64 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Softmax:
-    """What both passes must agree on.
+    """The settings of both passes.
 
     Attributes:
         scale: s.
         dtype: of the operands of the matrix products.
+        sample_rate: share of the shard's classes used as negatives in each step.
+        logit_cache_bytes: of the first pass's result that the second may use again.
         filter_threshold: negatives with a cosine above it are left out (Z, U and h); None: none.
+        split_centres: hold the centres as halves (`rows.py`); None: by dtype and device.
         chunk_bytes: of one chunk of logits; None: by the device.
+        rows_per_chunk: as many rows, whatever chunk_bytes is; None: by chunk_bytes.
         fused: with the Triton kernels where they can run; they are for bf16 products.
         largest_cosine: bound of all logits in units of s; above 1 if the margin raises negatives.
         skip_mass: share of the negatives' mass that the second pass may leave out, as whole tiles
             (`negligible.py`); 0: none.
+
+    Raises:
+        ValueError: for settings that cannot be meant, in the words of PartialFC's user.
     """
 
     scale: float
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
+    sample_rate: float = 1.0
+    logit_cache_bytes: int = 0
     filter_threshold: float | None = None
+    split_centres: bool | None = None
     chunk_bytes: int | None = None
+    rows_per_chunk: int | None = None
     fused: bool = True
     largest_cosine: float = 1.0
     skip_mass: float = 0.0
+
+    def __post_init__(self) -> None:
+        largest_scale = LARGEST_SCALE / self.largest_cosine
+        if not 0.0 < self.scale <= largest_scale:
+            raise ValueError(
+                f"margin.scale is {self.scale}: it must be above 0 and at most"
+                f" {largest_scale:g}, the range in which the softmax is exact in fp32"
+            )
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise ValueError(
+                f"head.sample_rate is {self.sample_rate}: it is a share, above 0 up to 1"
+            )
+        if self.filter_threshold is not None and not 0.0 < self.filter_threshold < 1.0:
+            raise ValueError(
+                f"head.filter_threshold is {self.filter_threshold}: it is a cosine, above 0 and"
+                " below 1; leave it out to filter nothing"
+            )
+        if self.logit_cache_bytes < 0:
+            raise ValueError(f"head.logit_cache_bytes is {self.logit_cache_bytes}: use 0 or more")
+        if not 0.0 <= self.skip_mass < 1.0:
+            raise ValueError(
+                f"head.skip_mass is {self.skip_mass}: it is a share, from 0 (exact) to below 1"
+            )
+        if self.skip_mass and self.largest_cosine != 1.0:
+            raise ValueError(
+                f"head.skip_mass is {self.skip_mass}, but this margin changes the other classes'"
+                " logits, whose mass is then not their gradient's: set it to 0"
+            )
+        if self.split_centres and self.dtype != torch.bfloat16:
+            raise ValueError(
+                f"head.split_centres needs bf16 products, but head.dtype is {self.dtype}: set it"
+                " to bf16"
+            )
 
     @property
     def shift(self) -> float:
         """The constant c in exp(logit − c)."""
         return max(0.0, self.scale * self.largest_cosine - LARGEST_EXPONENT)
 
+    def splits_centres(self, device: torch.device) -> bool:
+        """split_centres, or by default where the products would otherwise convert each centre."""
+        if self.split_centres is not None:
+            return self.split_centres
+        return self.dtype == torch.bfloat16 and device.type == "cuda"
+
     def kernels(self, device: torch.device) -> ModuleType | None:
         usable = self.fused and self.dtype == torch.bfloat16
         return triton_kernels(device.type) if usable else None
 
     def chunk_rows(self, embedding_GD: torch.Tensor) -> int:
-        """Rows per chunk, from the size of the batch and of the cache."""
-        budget = CPU_CHUNK_BYTES if embedding_GD.device.type == "cpu" else GPU_CHUNK_BYTES
-        budget = self.chunk_bytes or budget
-        rows = budget // (embedding_GD.element_size() * max(embedding_GD.shape))
-        return max(128, rows // 128 * 128)
+        """Rows per chunk."""
+        if self.rows_per_chunk is not None:
+            return self.rows_per_chunk
+        budget = self.chunk_bytes or default_chunk_bytes(embedding_GD.device.type)
+        num_images, embedding_size = embedding_GD.shape
+        return fitting_rows(budget, num_images, embedding_size, embedding_GD.element_size())
+
+
+def default_chunk_bytes(device_type: str) -> int:
+    return CPU_CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES
+
+
+def fitting_rows(
+    chunk_bytes: int, num_images: int, embedding_size: int, element_size: int = 4
+) -> int:
+    """Rows of a chunk whose logits, and whose centres, take at most chunk_bytes; 128 or more."""
+    rows = chunk_bytes // (element_size * max(num_images, embedding_size))
+    return max(128, rows // 128 * 128)
 
 
 def unit_rows(weight_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

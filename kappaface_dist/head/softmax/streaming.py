@@ -22,12 +22,13 @@ rows in use (all K, or those that were sampled).
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from kappaface_dist.head.margins.base import Negatives
 from kappaface_dist.head.softmax.products import multiply
-from kappaface_dist.head.softmax.rank_one import NearestNegatives
+from kappaface_dist.head.softmax.rank_one import nearest_negatives
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
 
@@ -39,11 +40,16 @@ class LogitCache:
     and the embeddings' gradient are not touched.
     """
 
-    def __init__(self, num_bytes: int):
+    def __init__(self, num_bytes: int = 0):
         self.num_bytes = num_bytes
         self._block: torch.Tensor | None = None
         self._chunks: dict[int, torch.Tensor] = {}
         self.used_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the memory taken, whether a chunk fills it or not."""
+        return 0 if self._block is None else self._block.nbytes
 
     def place(self, num_images: int, rows: Rows, first: int, last: int) -> torch.Tensor | None:
         """Where to put rows first..last-1 [G, R]; None if there is no room for them."""
@@ -110,7 +116,6 @@ class Chunks:
 
     def __init__(self, embedding_GD: torch.Tensor, rows: Rows, softmax: Softmax):
         self.rows, self.softmax = rows, softmax
-        self.nearest: NearestNegatives | None = None
         self.size = min(softmax.chunk_rows(embedding_GD), max(1, len(rows)))
         self.kernels = softmax.kernels(embedding_GD.device)
         self._product = embedding_GD.new_empty(len(embedding_GD) * self.size)
@@ -123,28 +128,38 @@ class Chunks:
         for first, last in self.rows.chunks(self.size):
             yield first, last, self.rows.select(self.rows.weight_KD, first, last)
 
+    def products(
+        self, embedding_GD: torch.Tensor, operand_RD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(e_i·w_j [G, R], 1/‖w_j‖ [R])."""
+        inverse_R = inverse_norms(operand_RD, self._product.dtype)
+        shape = (len(embedding_GD), len(operand_RD))
+        product_GR = self._product[: shape[0] * shape[1]].view(shape)
+        multiply(embedding_GD, operand_RD.T, self.softmax.dtype, out=product_GR)
+        return product_GR, inverse_R
+
     def shares(
         self,
-        embedding_GD: torch.Tensor,
-        operand_RD: torch.Tensor,
+        product_GR: torch.Tensor,
+        inverse_R: torch.Tensor,
         column_G: torch.Tensor,
         first: int,
         keep: torch.Tensor | None = None,
         negatives: Negatives | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q [G, R], its part of Z [G]); Q goes to keep, too, if that is given."""
-        inverse_R = inverse_norms(operand_RD, self._product.dtype)
-        softmax, shape = self.softmax, (len(embedding_GD), len(operand_RD))
-        product_GR = self._product[: shape[0] * shape[1]].view(shape)
-        multiply(embedding_GD, operand_RD.T, softmax.dtype, out=product_GR)
-        if self.nearest is not None:
-            self.nearest.see(product_GR, inverse_R, column_G, first)
+        """(Q [G, R], its part of Z [G]) of `products`, which are overwritten.
+
+        Q goes to keep, too, if that is given.
+        """
+        softmax = self.softmax
         if self.kernels is None or negatives is not None:
             sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax, negatives)
             if keep is not None:
                 keep.copy_(product_GR)
             return product_GR, sum_G
-        share_GR = self._share[: shape[0] * shape[1]].view(shape) if keep is None else keep
+        share_GR = keep
+        if share_GR is None:
+            share_GR = self._share[: product_GR.numel()].view_as(product_GR)
         limit = softmax.filter_threshold
         sum_G = self.kernels.exponentiate(
             product_GR,
@@ -159,37 +174,59 @@ class Chunks:
         return share_GR, sum_G
 
 
+class NegativeSums(NamedTuple):
+    """What the first pass finds in this shard's rows.
+
+    Attributes:
+        sum_G: Z exp(−shift).
+        sum_GD: U exp(−shift).
+        cache: what the second pass can use again.
+        parts: each chunk's part of sum_G; empty if they were not to be kept.
+        nearest_G: the largest cosine with another class's centre, before any margin; None if it
+            was not to be found.
+    """
+
+    sum_G: torch.Tensor
+    sum_GD: torch.Tensor
+    cache: LogitCache
+    parts: list[torch.Tensor]
+    nearest_G: torch.Tensor | None
+
+
 def negative_sums(
     embedding_GD: torch.Tensor,
     rows: Rows,
     column_G: torch.Tensor,
     softmax: Softmax,
-    cache: LogitCache | None = None,
+    *,
     negatives: Negatives | None = None,
-    nearest: NearestNegatives | None = None,
-    parts: list[torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First pass: (Z [G], U [G, D]) over this shard's rows, both times exp(−shift).
+    cache_bytes: int = 0,
+    find_nearest: bool = False,
+    keep_parts: bool = False,
+) -> NegativeSums:
+    """First pass: what one shard adds to the sums over the other classes.
 
     Args:
         embedding_GD: unit embeddings.
         column_G: where each image's class is among the rows; −1 if it is on another rank.
-        cache: takes what the second pass can use again.
-        negatives, nearest: how the margin changes the other classes' logits; what looks at them.
-        parts: gets each chunk's part of Z [G].
+        negatives: how the margin changes the other classes' logits.
+        cache_bytes: of what the second pass can use again.
     """
     sum_G = embedding_GD.new_zeros(len(embedding_GD))
     sum_GD = torch.zeros_like(embedding_GD)
+    nearest_G = torch.full_like(sum_G, -torch.inf) if find_nearest else None
+    cache, parts = LogitCache(cache_bytes), []
     chunks = Chunks(embedding_GD, rows, softmax)
-    chunks.nearest = nearest
     for first, last, chunk_RD in chunks:
         operand_RD = rows.operand(chunk_RD, softmax.dtype)
-        keep_GR = None if cache is None else cache.place(len(embedding_GD), rows, first, last)
-        share_GR, part_G = chunks.shares(
-            embedding_GD, operand_RD, column_G, first, keep_GR, negatives
-        )
+        keep_GR = cache.place(len(embedding_GD), rows, first, last)
+        product_GR, inverse_R = chunks.products(embedding_GD, operand_RD)
+        if nearest_G is not None:
+            chunk_G = nearest_negatives(product_GR, inverse_R, column_G, first)
+            torch.maximum(nearest_G, chunk_G, out=nearest_G)
+        share_GR, part_G = chunks.shares(product_GR, inverse_R, column_G, first, keep_GR, negatives)
         sum_G += part_G
-        if parts is not None:
+        if keep_parts:
             parts.append(part_G)
         multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
-    return sum_G, sum_GD
+    return NegativeSums(sum_G, sum_GD, cache, parts, nearest_G)

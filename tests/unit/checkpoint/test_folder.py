@@ -15,9 +15,9 @@ from kappaface_dist.checkpoint.folder import (
     complete_checkpoints,
     damages,
     delete_old,
+    finish_interrupted_saves,
     part_folder,
     publish,
-    recover,
     set_aside,
     step_folder,
 )
@@ -77,7 +77,7 @@ def test_a_crash_between_the_two_renames_is_finished(tmp_path):
     part = part_folder(folder)
     shutil.copytree(folder, part)
     folder.rename(folder.with_name(folder.name + ".old"))
-    recover(tmp_path)
+    finish_interrupted_saves(tmp_path)
     assert complete_checkpoints(tmp_path) == [folder]
 
 
@@ -88,10 +88,10 @@ def test_half_written_checksums_do_not_make_a_checkpoint(tmp_path):
     whole = sums.read_text()
     for length in (0, 30, len(whole) - 70):
         sums.write_text(whole[:length])
-        recover(tmp_path)
+        finish_interrupted_saves(tmp_path)
         assert complete_checkpoints(tmp_path) == []
     sums.write_text(whole)
-    recover(tmp_path)
+    finish_interrupted_saves(tmp_path)
     assert complete_checkpoints(tmp_path) == [folder]
 
 

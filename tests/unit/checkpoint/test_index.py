@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from kappaface_dist.checkpoint.index import read_index
+from kappaface_dist.checkpoint.index import read_metadata
 from kappaface_dist.checkpoint.tensors import load, stored_shapes
 
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def test_reads_what_torch_writes(folder):
-    own, torchs = read_index(folder), dcp.FileSystemReader(folder).read_metadata()
+    own, torchs = read_metadata(folder), dcp.FileSystemReader(folder).read_metadata()
     assert own.state_dict_metadata == torchs.state_dict_metadata
     assert own.storage_data == torchs.storage_data
     assert stored_shapes(folder) == {"weight": [3, 4], "half": [2], "steps": [5], "scalar": []}
@@ -55,7 +55,7 @@ def test_code_is_refused_and_not_run(folder, tmp_path, function, argument):
     index = dcp.FileSystemReader(folder).read_metadata()
     index.planner_data = Reduces(function, *args)
     (folder / ".metadata").write_bytes(pickle.dumps(index))
-    for read in (read_index, stored_shapes, lambda f: load(f, {"half": torch.zeros(2)}, {}, 0)):
+    for read in (read_metadata, stored_shapes, lambda f: load(f, {"half": torch.zeros(2)}, {}, 0)):
         with pytest.raises(ValueError, match=r"is refused: its index asks for .*could run code"):
             read(folder)
     assert not mark.exists()
@@ -75,7 +75,7 @@ def test_an_entry_in_another_folder_is_refused(folder):
         place.relative_path = "../elsewhere/__0_0.distcp"
     (folder / ".metadata").write_bytes(pickle.dumps(index))
     with pytest.raises(ValueError, match=r"refused: its entry \w+ lies in '../elsewhere"):
-        read_index(folder)
+        read_metadata(folder)
 
 
 def test_an_index_cannot_change_a_class(folder):
@@ -83,14 +83,18 @@ def test_an_index_cannot_change_a_class(folder):
     program = b"ctorch.distributed.checkpoint.metadata\nMetadata\n(dVversion\nVchanged\nsb."
     (folder / ".metadata").write_bytes(program)
     with pytest.raises(ValueError, match="refused: its index tries to change a class"):
-        read_index(folder)
+        read_metadata(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps([1]), b"garbage" * 9])
+# Bytes that say they are 2^60 bytes long: no memory holds them.
+TOO_LONG = b"\x80\x04" + pickle.BINBYTES8 + (1 << 60).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps([1]), b"garbage" * 9, TOO_LONG])
 def test_a_damaged_index_is_an_error_in_words(folder, content):
     (folder / ".metadata").write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint .* is (damaged|refused)"):
-        read_index(folder)
+        read_metadata(folder)
 
 
 def test_a_cut_off_index_is_an_error_in_words(folder):
@@ -98,4 +102,4 @@ def test_a_cut_off_index_is_an_error_in_words(folder):
     for length in range(0, len(whole), 97):
         (folder / ".metadata").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="is damaged"):
-            read_index(folder)
+            read_metadata(folder)

@@ -7,7 +7,7 @@ import pytest
 from kappaface_dist.config.file import load_config
 from kappaface_dist.head import build_margin
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 

@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kappaface_dist.config.file import load_config
 from kappaface_dist.head import ArcFace, KappaFace, build_margin
 from kappaface_dist.margin_study.arms import ARMS, RELEASED, choose_arms, parse_arm
-from kappaface_dist.margin_study.dataset import Dataset
 from kappaface_dist.margin_study.small import images_nearby, small_pairs
-from kappaface_dist.margin_study.training import Budget, build_comparison_head
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -54,37 +51,6 @@ def test_arms_of_the_user():
 def test_a_malformed_arm_is_refused(text):
     with pytest.raises(ValueError, match="--arm is"):
         parse_arm(text)
-
-
-def dataset(count_C):
-    empty = np.zeros((0, 8, 8, 3), np.uint8)
-    label_I = np.repeat(np.arange(len(count_C)), count_C)
-    return Dataset(empty, label_I, np.array(count_C), empty, np.zeros((0, 2), int), np.zeros(0))
-
-
-def test_shuffled_margins_are_the_same_ones_at_other_classes():
-    data = dataset([2, 3, 5, 8, 13, 21, 34, 55])
-    budget = Budget(embedding_size=16)
-    heads = [
-        build_comparison_head(data, KappaFace(), budget, 4, shuffled=shuffled, device="cpu")
-        for shuffled in (False, True)
-    ]
-    seen = []
-    for _ in range(3):
-        plain, dealt = (head.margins().clone() for head in heads)
-        assert not torch.equal(plain, dealt)
-        assert torch.equal(plain.sort().values, dealt.sort().values)
-        seen.append((plain.argsort().tolist(), dealt.argsort().tolist()))
-        generator = torch.Generator().manual_seed(len(seen))
-        label_B = torch.arange(8).repeat(3)
-        embedding_BD = torch.randn(24, 16, generator=generator)
-        for head in heads:
-            head(embedding_BD.clone().requires_grad_(), label_B).backward()
-            head.discard()
-            head.end_epoch()
-    # Dealt out anew at each refresh, not once for all.
-    orders = [[plain.index(c) for c in dealt] for plain, dealt in seen]
-    assert orders[0] != orders[1] != orders[2]
 
 
 def test_pairs_near_small_classes_are_the_small_ones():

@@ -45,8 +45,10 @@ def test_the_head_gets_its_settings(path):
         "optimizer.momentum=0.7",
         "optimizer.weight_decay=0.001",
     ).head
-    assert (head.sample_rate, head.dtype, head.logit_cache_bytes) == (0.5, torch.bfloat16, 1000)
-    assert (head.softmax.filter_threshold, head.softmax.skip_mass) == (0.6, 0.02)
+    softmax = head.softmax
+    assert (softmax.sample_rate, softmax.dtype) == (0.5, torch.bfloat16)
+    assert softmax.logit_cache_bytes == 1000
+    assert (softmax.filter_threshold, softmax.skip_mass) == (0.6, 0.02)
     assert not head.softmax.fused
     assert head.margin.margin == 0.2
     assert (head.optimizer.momentum, head.optimizer.weight_decay) == (0.7, 0.001)
@@ -93,14 +95,9 @@ def test_sync_batchnorm_says_where_it_is_missing(path):
         build(path, "backbone.sync_batchnorm=true")
 
 
-def test_the_length_of_a_run(path):
-    epochs = build(path)
-    assert (epochs.images_to_read(0, 0), epochs.steps_left(0, 0)) == (30, 8)
-    assert epochs.steps_left(5, 20) == 3
-    steps = build(path, "run.steps=7")
-    assert steps.steps_left(0, 0) == 7
-    # After a change of the number of ranks position is no longer step x G; the steps still count.
-    assert (steps.steps_left(3, 24), steps.images_to_read(3, 24)) == (4, 40)
+def test_the_learning_rate_of_the_optimizer_is_the_peak(path):
+    job = build(path, "optimizer.lr=0.1", "optimizer.reference_batch=8")
+    assert {group["lr"] for group in job.optimizer.param_groups} == {0.05}
 
 
 def test_derived_numbers(path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from kappaface_dist.config.keys import CHOICES
+from kappaface_dist.config.checks import CHOICES
 from kappaface_dist.data.loading import augment
 from kappaface_dist.data.loading.augment import PRESETS, Preset, draw_changes
 from kappaface_dist.data.loading.augment_cpu import apply_changes
@@ -27,6 +27,7 @@ def only(monkeypatch):
     """Presets with one change, always made."""
     for name in ONLY:
         monkeypatch.setitem(PRESETS, name, Preset(flip=0.0, **{name: 1.0}))
+    monkeypatch.setitem(CHOICES, "data.augment", tuple(PRESETS))
 
 
 def picture(seed):

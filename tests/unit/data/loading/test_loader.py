@@ -227,9 +227,9 @@ def test_no_threads_are_left_behind(dataset, how, loader):
 
 
 def test_unknown_names(dataset):
-    with pytest.raises(ValueError, match=r"data\.loader is 'gpu', it can be: auto, dali, cpu"):
+    with pytest.raises(ValueError, match=r"data\.loader is 'gpu': choose one of auto, dali, cpu"):
         loader_of(dataset, loader="gpu")
-    with pytest.raises(ValueError, match=r"data\.augment is 'lots', the presets are: none, flip"):
+    with pytest.raises(ValueError, match=r"data\.augment is 'lots': choose one of none, flip"):
         loader_of(dataset, augment="lots")
 
 

@@ -1,4 +1,4 @@
-"""The image stream: every image once an epoch, whatever the ranks; and as random as numpy's."""
+"""The image stream: every image once an epoch, and as random as numpy's."""
 
 import itertools
 
@@ -15,38 +15,6 @@ def test_every_epoch_is_a_permutation(num_images):
     for epoch in (0, 1, 7):
         order = shuffle.indices(epoch * num_images, num_images)
         np.testing.assert_array_equal(np.sort(order), np.arange(num_images))
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
-def test_all_ranks_together_see_each_image_once_an_epoch(num_ranks):
-    num_images, batch_size, num_epochs = 101, 5, 3
-    shuffle = Shuffle(num_images, seed=3)
-    num_steps = -(-num_images * num_epochs // (batch_size * num_ranks))
-    seen = np.concatenate(
-        [
-            shuffle.rank_indices(step * batch_size * num_ranks, batch_size, rank)
-            for step in range(num_steps)
-            for rank in range(num_ranks)
-        ]
-    )
-    for epoch in range(num_epochs):
-        images = seen[epoch * num_images : (epoch + 1) * num_images]
-        np.testing.assert_array_equal(np.sort(images), np.arange(num_images))
-
-
-def test_ranks_may_change_in_mid_epoch():
-    num_images, batch_size = 97, 4
-    shuffle = Shuffle(num_images, seed=3)
-    position, seen = 0, []
-    for num_ranks, num_steps in [(2, 3), (3, 2), (1, 5), (4, 40)]:
-        for _ in range(num_steps):
-            seen += [shuffle.rank_indices(position, batch_size, r) for r in range(num_ranks)]
-            position += batch_size * num_ranks
-    seen = np.concatenate(seen)
-    np.testing.assert_array_equal(seen, shuffle.indices(0, position))
-    for epoch in range(position // num_images):
-        images = seen[epoch * num_images : (epoch + 1) * num_images]
-        np.testing.assert_array_equal(np.sort(images), np.arange(num_images))
 
 
 def test_the_stream_does_not_depend_on_how_it_is_read():

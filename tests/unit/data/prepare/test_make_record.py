@@ -14,7 +14,7 @@ from kappaface_dist.data.prepare.make_record import make_record
 from kappaface_dist.data.sources.catalog import open_catalog
 from tests.unit.data.made_records import jpeg
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def run_tool(*args):

@@ -238,7 +238,7 @@ def test_a_long_index_takes_little_memory(tmp_path):
 
 
 def test_labels_beyond_one_scan_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("kappaface_dist.data.sources.base.recordio.SCAN_CHUNK", 3)
+    monkeypatch.setattr("kappaface_dist.data.sources.recordio.SCAN_CHUNK", 3)
     with RecordWriter(tmp_path / "train") as writer:
         for label in range(10):
             writer.write(label, jpeg(label, 16))

@@ -1,6 +1,7 @@
 """The writer's files against those that MXNet wrote from the same payloads."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,19 @@ def test_an_interrupted_file_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_and_stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("kind", ["rec", "idx"])
+def test_a_full_disk_leaves_neither_file(tmp_path, kind):
+    def write():
+        with RecordWriter(tmp_path / "train") as writer:
+            writer.write(0, b"payload")
+
+    (tmp_path / f"train.{kind}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,12 +26,12 @@ def shown(hits):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_hits_of_a_search_are_those_of_the_matrix(seed, tied):
-    query, query_subject, gallery, gallery_subject = made(seed, tied=tied)
+    query, query_identity, gallery, gallery_identity = made(seed, tied=tied)
     score = query.astype(np.float64) @ gallery.T.astype(np.float64)
     wrong, lost = [], []
     for q in range(len(query)):
-        mates = np.flatnonzero(gallery_subject == query_subject[q])
-        others = np.flatnonzero(gallery_subject != query_subject[q])
+        mates = np.flatnonzero(gallery_identity == query_identity[q])
+        others = np.flatnonzero(gallery_identity != query_identity[q])
         other = others[score[q, others].argmax()]
         best = max(score[q, mates], default=-np.inf)
         if score[q, other] >= best:
@@ -39,7 +39,7 @@ def test_hits_of_a_search_are_those_of_the_matrix(seed, tied):
         if len(mates):
             rank = 1 + int(np.sum(score[q, others] >= best))
             lost.append((-rank, best, q, mates[score[q, mates].argmax()]))
-    found = search(query, query_subject, gallery, gallery_subject, **BLOCKS)
+    found = search(query, query_identity, gallery, gallery_identity, **BLOCKS)
     expected = [(q, e, round(-s, 4), 1) for s, q, e in sorted(wrong)[:NUM_HARDEST]]
     assert shown(wrong_hits(found)) == expected
     expected = [(q, e, round(s, 4), -r) for r, s, q, e in sorted(lost)[:NUM_HARDEST]]
@@ -48,18 +48,18 @@ def test_hits_of_a_search_are_those_of_the_matrix(seed, tied):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_hits_among_distractors_are_those_of_the_matrix(tied):
-    probe, subject, distractor, _ = made(9, tied=tied)
+    probe, identity, distractor, _ = made(9, tied=tied)
     score = probe.astype(np.float64) @ distractor.T.astype(np.float64)
     wrong, lost = [], []
     for p in range(len(probe)):
         ranks = []
-        for m in np.flatnonzero((subject == subject[p]) & (np.arange(len(probe)) != p)):
+        for m in np.flatnonzero((identity == identity[p]) & (np.arange(len(probe)) != p)):
             mate = float(probe[p].astype(np.float64) @ probe[m].astype(np.float64))
             ranks.append(1 + int(np.sum(score[p] >= mate)))
             lost.append((-ranks[-1], mate, p, m))
         if any(rank > 1 for rank in ranks):
             wrong.append((-score[p].max(), p, score[p].argmax()))
-    found = search_distractors(probe, subject, distractor, **BLOCKS)
+    found = search_distractors(probe, identity, distractor, **BLOCKS)
     expected = [(p, d, round(-s, 4), 1) for s, p, d in sorted(wrong)[:NUM_HARDEST]]
     assert shown(wrong_distractors(found)) == expected
     unordered, expected = set(), []

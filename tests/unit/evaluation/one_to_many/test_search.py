@@ -15,7 +15,7 @@ from kappaface_dist.evaluation.one_to_many.search import search
 
 
 def made(seed, num_queries=37, num_gallery=101, tied=False):
-    """Queries and gallery of 12 subjects and distractors (-1); some queries have no mate.
+    """Queries and gallery of 12 identities and distractors (-1); some queries have no mate.
 
     tied: small whole numbers, whose products are exact however they are summed, and often equal.
     """
@@ -35,19 +35,19 @@ def made(seed, num_queries=37, num_gallery=101, tied=False):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_search_is_the_slow_one(seed, tied, blocks):
-    query, query_subject, gallery, gallery_subject = made(seed, tied=tied)
+    query, query_identity, gallery, gallery_identity = made(seed, tied=tied)
     found = search(
         query,
-        query_subject,
+        query_identity,
         gallery,
-        gallery_subject,
+        gallery_identity,
         query_rows=blocks[0],
         gallery_rows=blocks[1],
     )
     ties = 0
     for q in range(len(query)):
         scores = gallery.astype(np.float64) @ query[q].astype(np.float64)
-        mates = gallery_subject == query_subject[q]
+        mates = gallery_identity == query_identity[q]
         assert found.other_Q[q] == pytest.approx(scores[~mates].max(), abs=1e-6)
         best_other = np.flatnonzero(~mates)[scores[~mates].argmax()]
         assert found.other_at_Q[q] == best_other
@@ -63,11 +63,11 @@ def test_search_is_the_slow_one(seed, tied, blocks):
     assert not tied or ties > 20
 
 
-def test_subjects_with_many_mates_are_cut_into_blocks(monkeypatch):
-    query, query_subject, gallery, gallery_subject = made(5, tied=True)
-    expected = search(query, query_subject, gallery, gallery_subject)
+def test_identities_with_many_mates_are_cut_into_blocks(monkeypatch):
+    query, query_identity, gallery, gallery_identity = made(5, tied=True)
+    expected = search(query, query_identity, gallery, gallery_identity)
     monkeypatch.setattr(score_blocks, "MAX_MATES", 10)
-    found = search(query, query_subject, gallery, gallery_subject)
+    found = search(query, query_identity, gallery, gallery_identity)
     for name in ("mate_Q", "rank_Q", "other_Q", "mate_at_Q", "other_at_Q"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
@@ -75,15 +75,15 @@ def test_subjects_with_many_mates_are_cut_into_blocks(monkeypatch):
 @pytest.mark.parametrize("blocks", [(1024, 8192), (4, 9)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_ranks_among_distractors_are_the_slow_ones(tied, blocks):
-    probe, subject, distractor, _ = made(9, tied=tied)
+    probe, identity, distractor, _ = made(9, tied=tied)
     found = search_distractors(
-        probe, subject, distractor, query_rows=blocks[0], gallery_rows=blocks[1]
+        probe, identity, distractor, query_rows=blocks[0], gallery_rows=blocks[1]
     )
     expected, combinations = [], []
     for p in range(len(probe)):
         scores = distractor.astype(np.float64) @ probe[p].astype(np.float64)
         for m in range(len(probe)):
-            if m != p and subject[m] == subject[p]:
+            if m != p and identity[m] == identity[p]:
                 score = probe[p].astype(np.float64) @ probe[m].astype(np.float64)
                 expected.append(1 + np.sum(scores >= score))
                 combinations.append((p, m))
@@ -119,16 +119,16 @@ def test_tpir_by_trying_every_threshold(seed, decimals):
 
 
 def test_where_false_alarms_come_from():
-    query, query_subject, gallery, gallery_subject = made(2, num_queries=200)
-    found = search(query, query_subject, gallery, gallery_subject)
+    query, query_identity, gallery, gallery_identity = made(2, num_queries=200)
+    found = search(query, query_identity, gallery, gallery_identity)
     scores = query.astype(np.float64) @ gallery.T
-    mates = query_subject[:, None] == gallery_subject[None, :]
+    mates = query_identity[:, None] == gallery_identity[None, :]
     mated = mates.any(axis=1)
     best_other = np.where(mates, -np.inf, scores).max(axis=1)
     best_mate = np.where(mates, scores, -np.inf).max(axis=1)[mated]
     for numbers, alarm in (
-        (open_set(found, query_subject).numbers(), best_other[~mated]),
-        (closed_set(found, query_subject).numbers(), best_other),
+        (open_set(found, query_identity).numbers(), best_other[~mated]),
+        (closed_set(found, query_identity).numbers(), best_other),
     ):
         assert numbers["false_alarm_searches"] == len(alarm)
         threshold = np.sort(alarm)[::-1][len(alarm) // 10]

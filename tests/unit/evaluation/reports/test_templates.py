@@ -14,7 +14,7 @@ from kappaface_dist.evaluation.sets.template_lists import read_template_set
 from kappaface_dist.evaluation.templates.benchmark import (
     embed_template_images,
     evaluate_templates,
-    template_people,
+    template_identities,
 )
 from kappaface_dist.evaluation.templates.pooling import Pooling
 from kappaface_dist.made_up_faces.templates import write_template_set
@@ -27,7 +27,7 @@ FACTS = {"model": "x.safetensors"}
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory):
     root = tmp_path_factory.mktemp("set")
-    write_template_set(root, name="t<b>", num_people=8, seed=0)
+    write_template_set(root, name="t<b>", num_identities=8, seed=0)
     return read_template_set(root)
 
 
@@ -150,6 +150,6 @@ def test_templates_of_one_person_are_known_from_lists_and_pairs(templates):
     unpaired = dataclasses.replace(templates, same_P=np.zeros_like(templates.same_P))
     # Each source alone is enough here: every probe is in a same pair.
     for each in (templates, unlisted, unpaired):
-        person_T = template_people(number_T, each).tolist()
-        assert len(set(zip(person_T, expected, strict=True))) == len(set(expected)) == 8
-        assert max(person_T) == 7
+        identity_T = template_identities(number_T, each).tolist()
+        assert len(set(zip(identity_T, expected, strict=True))) == len(set(expected)) == 8
+        assert max(identity_T) == 7

@@ -86,7 +86,7 @@ def test_a_folder_without_lists_is_named(tmp_path):
 
 
 def test_the_made_set_is_one(tmp_path):
-    report = write_template_set(tmp_path, name="ijbx", num_people=4, seed=3)
+    report = write_template_set(tmp_path, name="ijbx", num_identities=4, seed=3)
     found = read_template_set(tmp_path)
     assert report == {"images": 44, "templates": 12, "pairs": 32, "people": 4}
     assert len(found.image_names) == 44
@@ -104,4 +104,4 @@ def test_the_made_set_is_one(tmp_path):
         placed = points @ matrix[:, :2].T + matrix[:, 2]
         assert np.abs(placed - REFERENCE_52).max() < 0.01
     with pytest.raises(ValueError, match="3 people are too few"):
-        write_template_set(tmp_path, name="ijbx", num_people=3, seed=3)
+        write_template_set(tmp_path, name="ijbx", num_identities=3, seed=3)

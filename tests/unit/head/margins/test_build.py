@@ -242,7 +242,7 @@ def test_what_build_margin_refuses(name, settings, message):
 )
 def test_presets(preset, differs):
     """What each differs in from the default; kappaface.yaml spells out every default."""
-    path = Path(__file__).parents[3] / "configs" / "margins" / f"{preset}.yaml"
+    path = Path(__file__).parents[4] / "configs" / "margins" / f"{preset}.yaml"
     section = yaml.safe_load(path.read_text(encoding="utf-8"))["margin"]
     margin = build_margin(**section)
     assert margin == dataclasses.replace(KappaFace(), **differs)

@@ -72,8 +72,40 @@ def compare_all(device):
         print("same:", name)
 
 
+class OtherSGD:
+    """SGDRows' formula by another type, for the kernel alone."""
+
+    init_state = SGDRows().init_state
+    fused_numbers = SGDRows().fused_numbers
+
+    def update(self, *_):
+        raise AssertionError("the plain update, though the optimizer offers a fused one")
+
+
+class DoubledSGD(SGDRows):
+    """A formula that the kernel does not have."""
+
+    def update(self, weight_RD, gradient_RD, state, lr):
+        super().update(weight_RD, gradient_RD, state, 2.0 * lr)
+
+    def fused_numbers(self):
+        return None
+
+
+def compare_optimizers(device):
+    weights = {
+        optimizer: run_head(True, device, optimizer=optimizer(), steps=1)[2]["weight"]
+        for optimizer in (SGDRows, OtherSGD, DoubledSGD)
+    }
+    assert torch.equal(weights[OtherSGD], weights[SGDRows])
+    start = PartialFC(C, D, ArcFace(), device=device).weight_KD
+    moved, doubled = (weights[optimizer] - start for optimizer in (SGDRows, DoubledSGD))
+    assert (doubled - 2.0 * moved).norm() < CLOSE * doubled.norm()
+    print("same: an optimizer's own word for its formula")
+
+
 def test_the_kernels_compute_what_the_plain_versions_do():
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.head.softmax.test_kernels"],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
@@ -84,7 +116,7 @@ def test_the_kernels_compute_what_the_plain_versions_do():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("same:") == 9
+    assert done.stdout.count("same:") == 10
 
 
 EXPONENTIATE = {
@@ -147,6 +179,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_kernels_on_a_gpu():
     compare_all("cuda")
+    compare_optimizers("cuda")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -176,3 +209,4 @@ def test_without_a_gpu_the_plain_versions_run():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     compare_all("cpu")
+    compare_optimizers("cpu")

@@ -1,9 +1,20 @@
-"""What the evaluation tools have in common on their command lines."""
+"""What the tools that embed images with a saved model have in common."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
+from kappaface_dist.models.saved_model import SavedModel, open_model
+from kappaface_dist.parallel import ranks as parallel
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model, which comes first."""
+    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,3 +39,23 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     if args.report is not None and Path(args.report).exists() and not Path(args.report).is_dir():
         raise ValueError(f"--report is {args.report}, which is a file: name a folder")
+
+
+def start(model: str) -> tuple[SavedModel, torch.device]:
+    """Join torchrun's processes, and open the model on this one's device; collective."""
+    device = parallel.start()
+    opened = parallel.agree(lambda: open_model(model))
+    opened.network.to(device)
+    return opened, device
+
+
+def image_bar(name: str, *, leave: bool = False) -> tqdm:
+    """Rank 0's images; the other ranks show nothing."""
+    silent = True if parallel.rank() else None
+    return tqdm(desc=name, unit=" images", disable=silent, leave=leave)
+
+
+def stop(publish: Callable[[], None]) -> None:
+    """Publish on rank 0, whose fault is every rank's, and leave the group; collective."""
+    parallel.agree(lambda: publish() if parallel.rank() == 0 else None)
+    parallel.stop()

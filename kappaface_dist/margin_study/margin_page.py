@@ -1,0 +1,61 @@
+"""The page of a margin report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_page(folder: Path, summary: dict[str, Any], pictures: Sequence[Path]) -> None:
+    """Write report.md, which shows the pictures beside it."""
+    shown = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
+    (folder / "report.md").write_text(summary_text(summary) + shown, encoding="utf-8")
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """The summary as Markdown that reads as plain text too."""
+    margin, related = summary["margin"], summary["correlation"]
+    lines = [
+        f"# Margins of {summary['checkpoint']}",
+        "",
+        f"Step {summary['step']}: {summary['classes']} classes, {summary['images']} images; margin"
+        f" {margin['min']:.3f} to {margin['max']:.3f}, mean {margin['mean']:.3f} over classes and"
+        f" {margin['mean_over_images']:.3f} over images.",
+        f"Neutral classes, too few images to measure: {summary['neutral_share']:.1%}.",
+        "",
+        "| correlation | with log images (Pearson) | with images (Spearman) |",
+        "|---|---|---|",
+    ]
+    for name in ("margin", "concentration"):
+        cells = [
+            _number(related[f"{name}_with_{key}"], "+.2f")
+            for key in ("log_images_pearson", "images_spearman")
+        ]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    lines += [
+        "",
+        "| images | classes | mean margin | from | to | median concentration | neutral |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["by_images"]:
+        low, high = row["images"]
+        lines.append(
+            f"| {low if low == high else f'{low} to {high}'} | {row['classes']}"
+            f" | {row['margin_mean']:.3f} | {row['margin_min']:.3f} | {row['margin_max']:.3f}"
+            f" | {_number(row['concentration_median'], '.1f')} | {row['neutral_share']:.0%} |"
+        )
+    for title in ("hardest", "easiest"):
+        lines += ["", *_class_rows(title, summary[title])]
+    return "\n".join(lines) + "\n"
+
+
+def _class_rows(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {entry['class']}{' ' + entry['name'] if entry['name'] else ''} | {entry['images']}"
+        f" | {entry['concentration']:.1f} | {entry['margin']:.3f} |"
+        for entry in entries
+    ]
+    return [f"| {title} classes | images | concentration | margin |", "|---|---|---|---|", *rows]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

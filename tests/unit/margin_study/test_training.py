@@ -1,0 +1,45 @@
+"""Trainings of the comparison, and margins dealt out to other classes."""
+
+import numpy as np
+import pytest
+import torch
+
+from kappaface_dist.head import KappaFace, PartialFC
+from kappaface_dist.margin_study.dataset import StudyImages
+from kappaface_dist.margin_study.training import Budget, deal_margins, train
+
+COUNT_C = np.array([2, 3, 5, 8, 13, 21, 34, 55])
+
+
+def test_dealt_margins_are_the_same_ones_at_other_classes():
+    plain, dealt = (PartialFC(8, 16, KappaFace(), images_per_class=COUNT_C) for _ in range(2))
+    orders = []
+    for window in range(3):
+        deal_margins(dealt, seed=4)
+        margins = plain.margins().tolist()
+        assert dealt.margins().tolist() != margins
+        assert sorted(dealt.margins().tolist()) == sorted(margins)
+        orders.append([margins.index(margin) for margin in dealt.margins().tolist()])
+        generator = torch.Generator().manual_seed(window)
+        embedding_BD = torch.randn(24, 16, generator=generator)
+        for head in (plain, dealt):
+            head(embedding_BD.clone().requires_grad_(), torch.arange(8).repeat(3)).backward()
+            head.discard()
+            head.end_epoch()
+    # Dealt out anew at each refresh, not once for all.
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_training_with_shuffled_margins():
+    rng = np.random.default_rng(0)
+    label_I = np.repeat(np.arange(8), COUNT_C)
+    image_IHW3 = rng.integers(0, 256, (len(label_I), 16, 16, 3), dtype=np.uint8)
+    none = np.zeros((0, 16, 16, 3), np.uint8)
+    data = StudyImages(image_IHW3, label_I, COUNT_C, none, np.zeros((0, 2), int), np.zeros(0))
+    # One epoch, hence no refresh: the margins are those of the numbers of images alone.
+    budget = Budget(embedding_size=16, image_size=16, batch_size=16, epochs=1.0, scale=16.0)
+    plain, shuffled = (train(data, KappaFace(scale=16.0), budget, 0, shuffled=s) for s in (0, 1))
+    assert shuffled.margins["classes"] == pytest.approx(plain.margins["classes"], rel=1e-6)
+    # The largest classes have the smallest margins, unless they are dealt out.
+    assert shuffled.margins["images"] > plain.margins["images"] + 0.02
+    assert shuffled.loss != plain.loss
