@@ -4,6 +4,7 @@ Shapes: G images on all ranks, D embedding size, K classes of this shard.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +51,8 @@ class ClassMargins:
             self.margin_K = self._follow(self.statistics)
         else:
             self.margin_K = torch.full((len(classes),), margin.class_margin, device=device)
-        # Of the present step, for `end_epoch`.
-        self._later: list[tuple[torch.Tensor, ...]] = []
+        # What was seen in the present step, for `end_epoch`.
+        self._seen: list[tuple[torch.Tensor, ...]] = []
         self.state: MarginState = {
             name: torch.tensor(value, dtype=dtype, device=device)
             for name, value in margin.init_state().items()
@@ -68,12 +69,26 @@ class ClassMargins:
     def _follow(self, statistics: ClassStatistics) -> torch.Tensor:
         """The margins m_c = ψ_c · m0 that follow from the statistics, fp32. Collective."""
         margin = statistics.margin
-        psi_K = psi(
-            statistics.kappa_K, statistics.count_K, margin, statistics.embedding_size
-        )
+        psi_K = psi(statistics.kappa_K, statistics.count_K, margin, statistics.embedding_size)
         if self.num_refreshes == 0 and margin.first_window == "one":
             psi_K = torch.ones_like(psi_K)
         return (psi_K * margin.margin).float()
+
+    def wanted_epochs(
+        self, epoch_B: torch.Tensor | None, label_B: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The epochs of `see` as all ranks will exchange them: int8, or None where the margin does
+        not look at them.
+        """
+        if self.statistics is None:
+            return None
+        # Without epochs too, so that all ranks exchange alike.
+        epoch_B = torch.zeros_like(label_B) if epoch_B is None else epoch_B
+        return epoch_B.to(torch.int8)
+
+    def start_step(self) -> None:
+        """Forget what `end_epoch` would need of the step before."""
+        self._seen.clear()
 
     def see(
         self,
@@ -81,28 +96,28 @@ class ClassMargins:
         cosine_G: torch.Tensor,
         local_id_G: torch.Tensor,
         owned_G: torch.Tensor,
-        epoch_G: torch.Tensor | None,
-        *,
-        first: bool,
+        epoch_G: torch.Tensor | None = None,
     ) -> None:
-        """Show the statistics the images of a micro-batch.
+        """Show the statistics the images of a micro-batch that belong to the present epoch.
 
         Args:
             embedding_GD: unit embeddings.
             cosine_G, local_id_G: of images whose class is on this rank, as owned_G says.
-            epoch_G: how many epochs later than the present one each image is, below 0 for an image
-                that is another's second view and does not count; None: all are of this epoch.
-            first: whether the micro-batch is the first of its step.
+            epoch_G: int8, how many epochs later than the present one each image is; those below 0
+                have been seen before, or stand in for another, and do not count.
+                None: all are of this epoch.
         """
         if self.statistics is None:
             return
-        if first:
-            self._later.clear()
         used_G = owned_G if epoch_G is None else owned_G & (epoch_G == 0)
         self.statistics.add(embedding_GD, cosine_G, local_id_G, used_G)
         if epoch_G is not None:
-            # Whether any of them is later, only the device knows: waiting for it costs more.
-            self._later.append((embedding_GD, cosine_G, local_id_G, owned_G, epoch_G))
+            # Whether any of them is later, only the device knows: to wait for it costs more.
+            self._seen.append((embedding_GD, cosine_G, local_id_G, owned_G, epoch_G))
+
+    def held_tensors(self) -> list[torch.Tensor]:
+        """What is held of the present step until the next one begins."""
+        return [tensor for seen in self._seen for tensor in seen]
 
     def end_step(self, num_steps: int) -> None:
         """Refresh if a window of `margin.refresh_steps` steps ends with this many steps done."""
@@ -119,13 +134,14 @@ class ClassMargins:
         if not self.statistics.margin.refresh_steps:
             self.refresh()
         self.statistics.end_epoch()
-        later, self._later = self._later, []
-        for embedding_GD, cosine_G, local_id_G, owned_G, epoch_G in later:
-            self.see(embedding_GD, cosine_G, local_id_G, owned_G, epoch_G - 1, first=False)
+        seen, self._seen = self._seen, []
+        for embedding_GD, cosine_G, local_id_G, owned_G, epoch_G in seen:
+            later_G = (epoch_G - 1).clamp_min(-1)
+            self.see(embedding_GD, cosine_G, local_id_G, owned_G, later_G)
 
     def summary(self, num_classes: int) -> dict[str, float]:
-        """Smallest, mean and largest margin over the classes of all ranks, and the quantiles of
-        their concentrations, if there are any. Collective.
+        """Smallest, mean and largest margin over the classes of all ranks; where margins are
+        refreshed, how often they were, and the numbers of `concentration_summary`. Collective.
         """
         margin_K = self.margin_K.double()
         extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=margin_K.device)
@@ -144,9 +160,23 @@ class ClassMargins:
         if self.statistics is None:
             return {}
         found = self.statistics
-        return concentration_summary(
+        return {"margin_refreshes": self.num_refreshes} | concentration_summary(
             found.kappa_K, self.margin_K, found.count_K, found.margin, found.embedding_size
         )
+
+    def counters(self) -> dict[str, Any]:
+        """The numbers, equal on all ranks, that belong to the state beside its tensors."""
+        numbers: dict[str, Any] = {"num_refreshes": self.num_refreshes}
+        if self.statistics is not None:
+            numbers["epoch_weights"] = list(self.statistics.epoch_weights)
+        return numbers
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        self.num_refreshes = counters["num_refreshes"]
+        self.start_step()  # what was seen belongs to another state
+        if (statistics := self.statistics) is not None:
+            earlier, present = counters.get("epoch_weights", statistics.most_epoch_weights())
+            statistics.epoch_weights = (earlier, present)
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""

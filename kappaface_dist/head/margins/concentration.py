@@ -10,7 +10,7 @@ For class c with unit embeddings z_i of weight b_i (1 in this window, β^age for
 An epoch e shows every image once. Images of different epochs may be two views of one photo, which
 say nothing about the class, so only pairs within an epoch are compared: ρ² is then unbiased for any
 weights (its root and κ are so up to their curvature), and a class is measured from two photos at
-least. What a step reads of the next epoch waits for that epoch (`add`).
+least. What a step reads of the next epoch waits for that epoch (`ClassMargins.end_epoch`).
 
 With `statistic: target_cosine`, ρ is the mean target cosine before the margin, Σ b_i t_i / a: the
 spread around the class centre instead of the class's own mean, for two numbers a class.
@@ -33,8 +33,8 @@ from kappaface_dist.parallel import ranks as parallel
 
 # S is reduced this many rows at a time, so that ‖S‖² in float64 needs no second K x D matrix.
 REFRESH_ROWS = 65536
-# With a smaller effective size a class says nothing about its own spread. Two images of equal weight
-# have 2, and must not fall below it by rounding.
+# With a smaller effective size a class says nothing about its own spread. Two images of equal
+# weight have 2, and must not fall below it by rounding.
 MIN_EFFECTIVE_SIZE = 2.0 - 1e-3
 # Decayed images below this weight in all are forgotten: their squares would leave fp32's range.
 FORGOTTEN_WEIGHT = 1e-6
@@ -132,12 +132,18 @@ class ClassStatistics:
         """From here on every image may come again: what was seen is compared no further."""
         earlier, present = self.epoch_weights
         self.epoch_weights = (earlier + present, 0.0)
-        if self.past_K3 is None:
+        if self.squared_weight_K is None:
             return
-        self.past_K3 += self._present()
+        if self.past_K3 is not None:
+            self.past_K3 += self._present()
         for tensor in (self.sum_KX, self.weight_K, self.squared_weight_K):
-            assert tensor is not None
             tensor.zero_()
+
+    def most_epoch_weights(self) -> tuple[float, float]:
+        """`epoch_weights` at most, for a checkpoint of an earlier version, which did not count
+        them; a window by steps longer than two epochs can have more.
+        """
+        return (1.0 / (1.0 - self.margin.decay), 1.0)
 
     def refresh(self) -> None:
         """End a window: measure κ where the window can, and let the old weights decay.
@@ -191,8 +197,11 @@ class ClassStatistics:
         else:
             present_K3 = self._present()
             pairs_K3 = present_K3 if self.past_K3 is None else present_K3 + self.past_K3.double()
-            squared_K = squared_resultant(*pairs_K3.unbind(dim=1), self.margin.estimator)
-            size_K = 1.0 + pairs_K3[:, 1] / pairs_K3[:, 2]
+            pair_sum_K, pair_weight_K, squared_weight_K = pairs_K3.unbind(dim=1)
+            squared_K = squared_resultant(
+                pair_sum_K, pair_weight_K, squared_weight_K, self.margin.estimator
+            )
+            size_K = 1.0 + pair_weight_K / squared_weight_K
             measured_K = size_K >= MIN_EFFECTIVE_SIZE
         if self.counted:
             size_K = size_K.minimum(self.count_K.double())

@@ -118,6 +118,25 @@ def concentration_summary(
     }
 
 
+def measured_line(numbers: dict[str, float]) -> str:
+    """For the log: of how many classes and images the margins know the concentration.
+
+    Args:
+        numbers: those of `concentration_summary`; without them no class has been measured.
+    """
+    if "concentration_std" not in numbers:
+        return (
+            "KappaFace has measured no class: none has shown two photos in one epoch of a window;"
+            " margins follow the number of photos alone"
+        )
+    return (
+        f"KappaFace has measured {1.0 - numbers['neutral_share']:.1%} of the classes, with"
+        f" {numbers['measured_image_share']:.1%} of the images: standard deviation of their"
+        f" concentrations {numbers['concentration_std']:.3g}, of their margins"
+        f" {numbers['margin_std']:.3g}"
+    )
+
+
 def narrow_margins(numbers: dict[str, float]) -> str | None:
     """A warning where the middle half of the measured classes has nearly one and the same margin.
 
