@@ -23,6 +23,8 @@ PREFIX = "head."
 def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     """Fill the rows of a fresh head from an earlier run's checkpoint; collective.
 
+    An epoch of class statistics that the earlier run had begun is over: its images come again.
+
     Args:
         identity_map: path of the map; without one, class i stays class i, and there are equally
             many.
@@ -49,6 +51,8 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     for name, tensor in state.items():
         _take_rows(folder, name, tensor, old_class_K, num_old)
     head.load_counters(parallel.agree(lambda: checkpoint_folder.read_numbers(folder))["head"])
+    if (statistics := head.class_margins.statistics) is not None:
+        statistics.end_epoch()  # the images that the earlier run had seen come again in this one
     stay = int((old_class_C >= 0).sum())
     logger.info(
         "%d of %d identities of %s stay, %d are new",

@@ -5,6 +5,7 @@ of this shard.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,22 +30,14 @@ from kappaface_dist.parallel import ranks as parallel
 class PartialFC(torch.nn.Module):
     """The margin softmax over all classes, each rank holding the centres of its own.
 
-        head = PartialFC(num_classes, embedding_size=512, margin=KappaFace())
-        loss = head(embedding_BD, label_B)   # mean over the global batch, the same on every rank
-        loss.backward()                      # gradient of the embeddings only
-        head.step(lr)                        # this shard's centres: gradient and update
-
-    A step costs three collectives: an all-gather of embeddings and labels, an all-reduce of [G, 2],
-    a reduce-scatter of the embedding gradients. All ranks hand in equally many images. The gradient
-    handed back is multiplied by N, since DDP averages over ranks while the loss is a global mean.
-    Constructing, calling and `refresh` are collective: every rank takes part.
+    `README.md` beside this file shows its use and its three collectives. All ranks hand in equally
+    many images; constructing, calling, `refresh` and `end_epoch` are collective. The gradient that
+    is handed back is multiplied by N: DDP averages over ranks, and the loss is a global mean.
 
     Args:
-        num_classes: C, over all ranks.
-        embedding_size: D.
+        num_classes, embedding_size: C, over all ranks, and D.
         margin: the margin; KappaFace by default.
-        images_per_class: number of images of every class in the dataset [C]; needed by KappaFace's
-            count term, taken as equal if not given.
+        images_per_class: images of every class in the dataset [C], for KappaFace; None: unknown.
         sample_rate: share of the shard's classes used as negatives in each step; 1 is exact.
         optimizer: how `step` updates the centres.
         dtype: of the operands of the matrix products: float32 or bfloat16 (centres are then held in
@@ -120,8 +113,14 @@ class PartialFC(torch.nn.Module):
         """The raw centres of this shard; put in order first if they are split."""
         return self._centres.plain()
 
-    def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, embedding_BD: torch.Tensor, label_B: torch.Tensor, epoch_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The loss of the global batch, a scalar that is the same on every rank.
+
+        Args:
+            epoch_B: for the class statistics: how many epochs (of `end_epoch`) later than now each
+                image belongs, up to 127, below 0 where it does not count; None: all to this one.
 
         Raises:
             ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
@@ -131,8 +130,13 @@ class PartialFC(torch.nn.Module):
         unit_BD = F.normalize(embedding_BD, dim=1)
         learning = unit_BD.requires_grad
         norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
+        epoch_B = self.class_margins.wanted_epochs(epoch_B, label_B)
         with torch.no_grad():
-            batch = gather_batch(unit_BD, label_B, norm_B, self.softmax.dtype, self.classes)
+            if learning and not self._pending:
+                self.class_margins.start_step()
+            batch = gather_batch(
+                unit_BD, label_B, norm_B, epoch_B, self.softmax.dtype, self.classes
+            )
             embedding_GD, label_G = batch.embedding_GD, batch.label_G
             self._last = (embedding_GD, label_G)
             if self.refuses_labels:
@@ -154,8 +158,6 @@ class PartialFC(torch.nn.Module):
                 find_nearest=self.rank_one.active,
             )
             self.rank_one.count(result.nearest_G, result.cosine_G, batch.owned_G)
-            if learning and (statistics := self.class_margins.statistics) is not None:
-                statistics.add(embedding_GD, result.cosine_G, batch.local_id_G, batch.owned_G)
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
             valid = ((label_G >= 0) & (label_G < self.num_classes)).all()
             loss = torch.where(valid, result.loss, torch.nan)
@@ -170,7 +172,6 @@ class PartialFC(torch.nn.Module):
         Covers every loss that was differentiated since the last step.
 
         Args:
-            lr: the learning rate.
             loss_scale: what the loss was multiplied with before backward().
             skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
         """
@@ -218,7 +219,7 @@ class PartialFC(torch.nn.Module):
         self.class_margins.refresh()
 
     def end_epoch(self) -> None:
-        """To be called after each epoch. `step` ends windows that are counted in steps."""
+        """To be called after the step in which an epoch ends, once for each that does."""
         self.class_margins.end_epoch()
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
@@ -230,15 +231,14 @@ class PartialFC(torch.nn.Module):
         """Small tensors of the margin that are equal on all ranks; the live tensors, not copies."""
         return {f"margin.{name}": tensor for name, tensor in self.class_margins.state.items()}
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, Any]:
         """The numbers, equal on all ranks, that belong to the state beside its tensors."""
         numbers = {"num_draws": self.num_draws, "num_steps": self.num_steps}
-        return numbers | {"num_refreshes": self.class_margins.num_refreshes}
+        return numbers | self.class_margins.counters()
 
-    def load_counters(self, counters: dict[str, int]) -> None:
-        self.num_draws = counters["num_draws"]
-        self.num_steps = counters["num_steps"]
-        self.class_margins.num_refreshes = counters["num_refreshes"]
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        self.num_draws, self.num_steps = counters["num_draws"], counters["num_steps"]
+        self.class_margins.load_counters(counters)
 
     @torch.no_grad()
     def batch_evidence(self) -> torch.Tensor:

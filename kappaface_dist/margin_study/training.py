@@ -125,10 +125,10 @@ def train(
         by_class.append(head.margins().mean())
         by_image.append(head.margins() @ share_C)
         batch = _batch(dataset, shuffle, position, budget.batch_size, device)
-        losses.append(train_step(learner, [batch], lr, position))
         epoch = position // num_images
+        losses.append(train_step(learner, [batch], lr, position, epoch=epoch))
         position += budget.batch_size
-        if position // num_images > epoch:
+        for _ in range(epoch, position // num_images):
             head.end_epoch()
     last = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
     if not math.isfinite(last):
@@ -185,8 +185,9 @@ def _batch(
     flip_B = draw_changes("flip", shuffle.seed, position_B).flip_B
     image_BHW3 = dataset.image_IHW3[index_B]
     image_BHW3[flip_B] = image_BHW3[flip_B, :, ::-1]
-    label_B = torch.from_numpy(dataset.label_I[index_B])
-    return Batch(normalise(torch.from_numpy(image_BHW3).to(device)), label_B.to(device))
+    label_B = torch.from_numpy(dataset.label_I[index_B]).to(device)
+    epoch_B = torch.from_numpy(position_B // len(dataset.label_I)).to(device)
+    return Batch(normalise(torch.from_numpy(image_BHW3).to(device)), label_B, epoch_B)
 
 
 def embed(network: nn.Module, image_MHW3: np.ndarray, device: str) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding si
 from dataclasses import dataclass
 
 from kappaface_dist.config.keys import Config
+from kappaface_dist.head import KappaFace, build_margin
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
     cached = config.optimizer.cache_embeddings
     images = config.data.batch_size * (config.optimizer.accumulate if cached else 1)
     size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
+    # A label of eight bytes travels behind its embedding, and one byte for the class statistics.
+    behind = 8 + isinstance(build_margin(**config.margin), KappaFace)
     return [
-        # A label of eight bytes travels behind its embedding.
-        PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + 8)),
+        PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + behind)),
         PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
         PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
     ]

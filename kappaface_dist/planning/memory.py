@@ -116,6 +116,7 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     num_images = micro_batch_images(config, size)
     used = sample_size(rows, config.head.sample_rate, num_images)
     items["logit_cache"] = min(config.head.logit_cache_bytes, 2 * num_images * used)
+    items["held_embeddings"] = held_bytes(config, size)
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)
     if used < rows:
         # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
@@ -146,6 +147,16 @@ def head_state_bytes(head: PartialFC) -> dict[str, int]:
         "centre_optimizer": num_bytes(optimizer),
         "class_statistics": num_bytes(others.values()),
     }
+
+
+def held_bytes(config: Config, size: JobSize) -> int:
+    """What the class statistics hold of a step until the next one, in case an epoch ends in it."""
+    if made_up_head(config, size.num_ranks, CPU).class_margins.statistics is None:
+        return 0
+    passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
+    # Embedding and cosine in fp32, row, two flags' bytes.
+    per_image = 4 * config.backbone.embedding_size + 4 + 8 + 2
+    return micro_batch_images(config, size) * passes * per_image
 
 
 def sampling_bytes_per_class(sample_rate: float) -> float:

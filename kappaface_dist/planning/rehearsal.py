@@ -101,6 +101,7 @@ class _Phases:
             "optimizer_workspace": self.peak["optimizer"],
             **head_state_bytes(job.head),
             "logit_cache": self.cache_bytes,
+            "held_embeddings": num_bytes(job.head.class_margins.held_tensors()),
             "head_buffers": max(
                 self.peak["head_forward"] - self.cache_bytes, self.peak["head_step"]
             ),

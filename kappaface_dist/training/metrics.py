@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from torch.profiler import record_function
 from tqdm import tqdm
 
+from kappaface_dist.head.margins.psi import measured_line, narrow_margins
+
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
@@ -96,6 +98,7 @@ class Reporter:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        self._told_refreshes = 0
 
     def advance(self) -> None:
         """One step is done."""
@@ -112,6 +115,20 @@ class Reporter:
             self._wandb.log(numbers, step=step)
         if line is not None:
             logger.info(line)
+
+    def tell_margins(self, step: int, numbers: dict[str, float]) -> None:
+        """Once after each refresh say what the margins are made of, and warn where it is little.
+
+        Args:
+            numbers: those of the head's summary among them.
+        """
+        refreshes = int(numbers.get("margin_refreshes", 0))
+        if refreshes == self._told_refreshes:
+            return
+        self._told_refreshes = refreshes
+        logger.info("step %d: %s", step, measured_line(numbers))
+        if warning := narrow_margins(numbers):
+            logger.warning("step %d: %s", step, warning)
 
     def close(self) -> None:
         self._bar.close()

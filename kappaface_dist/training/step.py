@@ -37,6 +37,7 @@ def train_step(
     check: Check | None = None,
     phase: Phase = record_function,
     backbone_factor: float = 1.0,
+    epoch: int = 0,
 ) -> torch.Tensor:
     """One step; returns the loss before it, the mean over all micro-batches of all ranks.
 
@@ -48,6 +49,8 @@ def train_step(
         check: called with each loss, before anything is changed.
         phase: entered around each part by its name, one of PHASES.
         backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
+        epoch: in which the step begins. After the step, the head's `end_epoch` is to be called for
+            each epoch that ended in it.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
     frozen = backbone_factor == 0.0
@@ -60,7 +63,8 @@ def train_step(
         # Otherwise the first micro-batch's gradient would stay where the next replay writes.
         for parameter in learner.network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    step = _Step(learner, batches, mix64(learner.config.run.seed, position), check, phase, frozen)
+    seed = mix64(learner.config.run.seed, position)
+    step = _Step(learner, batches, seed, check, phase, frozen, epoch)
     cached = learner.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
     loss_scale = scaler.scale(torch.ones_like(loss))
@@ -88,6 +92,19 @@ def train_step(
     return loss
 
 
+def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:
+    """How many epochs later than this one the images of micro-batches belong, one after another, as
+    the head takes it; None where they do not say.
+    """
+    parts = [batch.epoch_B for batch in batches if batch.epoch_B is not None]
+    if len(parts) < len(batches):
+        return None
+    epoch_B = torch.cat(parts)
+    later_B = epoch_B - epoch
+    # Further ones, in a step over more than 127 epochs, have been seen often enough.
+    return torch.where((epoch_B >= 0) & (later_B <= 127), later_B, -1).to(torch.int8)
+
+
 class _Step:
     """Forward and backward of one step."""
 
@@ -99,6 +116,7 @@ class _Step:
         check: Check | None,
         phase: Phase,
         frozen: bool,
+        epoch: int,
     ):
         self.learner, self.batches, self.seed, self.check, self.phase = (
             learner,
@@ -107,14 +125,14 @@ class _Step:
             check,
             phase,
         )
-        self.frozen = frozen
+        self.frozen, self.epoch = frozen, epoch
 
     def accumulated(self) -> torch.Tensor:
         """The mean loss, with its gradient in the backbone and in what the head keeps."""
         losses = []
         for number, batch in enumerate(self.batches):
             with self._sync(number):
-                loss = self._head(self._embed(number), batch.label_B, number + 1)
+                loss = self._head(self._embed(number), [batch], number + 1)
                 loss = loss / len(self.batches)
                 with self.phase("backward"):
                     self.learner.scaler.scale(loss).backward()
@@ -126,8 +144,7 @@ class _Step:
         with torch.no_grad(), running_statistics_kept(self.learner.network):
             parts = [self._embed(number) for number in range(len(self.batches))]
         embedding = torch.cat(parts).requires_grad_()
-        labels = torch.cat([batch.label_B for batch in self.batches])
-        loss = self._head(embedding, labels, len(self.batches))
+        loss = self._head(embedding, self.batches, len(self.batches))
         self.learner.scaler.scale(loss).backward()
         assert embedding.grad is not None
         if self.frozen:
@@ -156,10 +173,11 @@ class _Step:
         return embedding_BD.requires_grad_() if self.frozen else embedding_BD
 
     def _head(
-        self, embedding_BD: torch.Tensor, label_B: torch.Tensor, num_seen: int
+        self, embedding_BD: torch.Tensor, batches: Sequence[Batch], num_seen: int
     ) -> torch.Tensor:
+        label_B = torch.cat([batch.label_B for batch in batches])
         with self.phase("head_forward"):
-            loss = self.learner.head(embedding_BD, label_B)
+            loss = self.learner.head(embedding_BD, label_B, epochs_later(batches, self.epoch))
         if self.check is not None:
             self.check(loss, self.batches[:num_seen])
         return loss

@@ -115,6 +115,7 @@ class Trainer:
             batches,
             lr,
             self.state.position,
+            epoch=self.state.position // self.job.catalog.num_images,
             check=self._watch_loss,
             backbone_factor=factor,
         )
@@ -180,14 +181,14 @@ class Trainer:
         return self.finished or (every is not None and self.state.step % every == 0)
 
     def _advance(self, meter: Meter, reporter: Reporter | None) -> None:
-        """Count the step; where an epoch ends with it, so does the window of the statistics."""
+        """Count the step, and the epochs that end in it: with each ends a window of statistics."""
         num_images = self.job.catalog.num_images
         epoch = self.state.position // num_images
         self.state.position += self.job.global_batch
         self.state.step += 1
         self.metrics = {}
         meter.images += self.job.global_batch
-        if self.state.position // num_images > epoch:
+        for _ in range(epoch, self.state.position // num_images):
             self.job.head.end_epoch()
         if reporter is not None:
             reporter.advance()
@@ -215,6 +216,7 @@ class Trainer:
         if reporter is not None:
             left = self.total_images - self.state.position
             reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))
+            reporter.tell_margins(self.state.step, numbers)
             if text := self.job.loader.advise(waited):
                 logger.warning(text)
         return Meter()

@@ -38,7 +38,7 @@ class HostBatch:
 
     image: torch.Tensor  # uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W]
     label_B: torch.Tensor  # int64
-    num_replaced: int  # requested images that were unreadable, another taken instead
+    replaced_B: np.ndarray  # bool: unreadable, another image taken instead
     unreadable: dict[int, str] = field(default_factory=dict)  # image of the catalog -> why
 
 
@@ -91,6 +91,7 @@ class CpuDecoder:
         else:
             image = torch.from_numpy(self._images.take())
         label_B = torch.empty(num, dtype=torch.int64)
+        replaced_B = np.zeros(num, dtype=bool)
         tasks = [
             pool.submit(
                 self._decode,
@@ -98,43 +99,46 @@ class CpuDecoder:
                 request.changes.part(first, end),
                 image.numpy()[first:end],
                 label_B.numpy()[first:end],
+                replaced_B[first:end],
             )
             for first, end in split(num, self._num_threads)
         ]
-        return _Pending(image, label_B, tasks)
+        return _Pending(image, label_B, replaced_B, tasks)
 
     def _decode(
-        self, index_B: np.ndarray, changes: Changes, image_B: np.ndarray, label_B: np.ndarray
-    ) -> tuple[int, dict[int, str]]:
-        """Fill the two arrays; the number of replaced images, and which were unreadable."""
-        num_replaced = 0
+        self,
+        index_B: np.ndarray,
+        changes: Changes,
+        image_B: np.ndarray,
+        label_B: np.ndarray,
+        replaced_B: np.ndarray,
+    ) -> dict[int, str]:
+        """Fill the last three arrays; which images were unreadable."""
         unreadable: dict[int, str] = {}
         for i, index in enumerate(index_B.tolist()):
             taken, pixels_HW3 = self._readable.first(index, unreadable)
-            num_replaced += taken != index
+            replaced_B[i] = taken != index
             pixels_HW3 = apply_changes(pixels_HW3, changes, i)
             if self._for_gpu:
                 image_B[i] = pixels_HW3
             else:
                 normalise_image(pixels_HW3, image_B[i])
             label_B[i] = self._catalog.label_I[taken]
-        return num_replaced, unreadable
+        return unreadable
 
 
 @dataclass(frozen=True)
 class _Pending:
     image: torch.Tensor
     label_B: torch.Tensor
-    tasks: list[Future[tuple[int, dict[int, str]]]]
+    replaced_B: np.ndarray
+    tasks: list[Future[dict[int, str]]]
 
     def wait(self) -> HostBatch:
-        num_replaced = 0
         unreadable: dict[int, str] = {}
         for task in self.tasks:
-            replaced, reasons = task.result()
-            num_replaced += replaced
-            unreadable |= reasons
-        return HostBatch(self.image, self.label_B, num_replaced, unreadable)
+            unreadable |= task.result()
+        return HostBatch(self.image, self.label_B, self.replaced_B, unreadable)
 
 
 class Pending(Protocol[T_co]):

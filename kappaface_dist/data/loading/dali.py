@@ -192,7 +192,7 @@ class DaliDecoder:
         return HostBatch(
             image,
             torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64)),
-            int((read.taken_B != read.request.index_B).sum()),
+            read.taken_B != read.request.index_B,
             read.unreadable,
         )
 

@@ -32,6 +32,9 @@ class Batch(NamedTuple):
 
     image_B3HW: torch.Tensor  # float32 in [-1, 1]
     label_B: torch.Tensor  # int64
+    # int64: the epoch to which each image belongs; -1 where it stands in for an unreadable one, and
+    # is thus seen a second time
+    epoch_B: torch.Tensor | None = None
 
 
 class Loader:
@@ -104,27 +107,37 @@ class Loader:
     def _run(self, position: int, num_steps: int) -> Generator[Batch, None, None]:
         decoded = self._decoder.batches(self._requests(position, num_steps), BATCHES_AHEAD)
         try:
-            for host in decoded:
+            for number, host in enumerate(decoded):
                 self._count(host)
                 image = host.image.to(self._device, non_blocking=True)
                 image_B3HW = normalise(image) if image.dtype == torch.uint8 else image
-                yield Batch(image_B3HW, host.label_B.to(self._device, non_blocking=True))
+                start = self._start(position, number)
+                epoch_B = np.arange(start, start + self._batch_size) // self._shuffle.num_images
+                epoch_B[host.replaced_B] = -1
+                yield Batch(
+                    image_B3HW,
+                    host.label_B.to(self._device, non_blocking=True),
+                    torch.from_numpy(epoch_B).to(self._device, non_blocking=True),
+                )
         finally:
             decoded.close()
 
     def _requests(self, position: int, num_steps: int) -> Iterator[Request]:
-        stride = self._batch_size * parallel.world_size()
-        first = position + self._batch_size * parallel.rank()
-        for start in range(first, first + stride * num_steps, stride):
+        for number in range(num_steps):
+            start = self._start(position, number)
             position_B = np.arange(start, start + self._batch_size)
             yield Request(
                 self._shuffle.indices(start, self._batch_size),
                 draw_changes(self._augment, self._shuffle.seed, position_B),
             )
 
+    def _start(self, position: int, number: int) -> int:
+        """Where this rank's batch of a step begins, the first step beginning at position."""
+        return position + self._batch_size * (number * parallel.world_size() + parallel.rank())
+
     def _count(self, host: HostBatch) -> None:
         self.num_read += len(host.label_B)
-        self.num_corrupt += host.num_replaced
+        self.num_corrupt += int(host.replaced_B.sum())
         for index, reason in host.unreadable.items():
             if index not in self._reported:
                 self._reported.add(index)

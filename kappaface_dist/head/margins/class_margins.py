@@ -1,15 +1,17 @@
 """The margins of a shard's classes, and all that a margin remembers between steps.
 
-Shapes: K classes of this shard.
+Shapes: G images on all ranks, D embedding size, K classes of this shard.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
 from kappaface_dist.head.margins import KappaFace, Margin, MarginState
 from kappaface_dist.head.margins.concentration import ClassStatistics
+from kappaface_dist.head.margins.psi import concentration_summary, psi
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -40,11 +42,17 @@ class ClassMargins:
             if images_per_class is not None:
                 count_K = np.array(images_per_class[classes.start : classes.stop])
             self.statistics = ClassStatistics(
-                torch.from_numpy(count_K), embedding_size, margin, device
+                torch.from_numpy(count_K),
+                embedding_size,
+                margin,
+                device,
+                counted=images_per_class is not None,
             )
-            self.margin_K = self.statistics.margins(refreshed=False)
+            self.margin_K = self._follow(self.statistics)
         else:
             self.margin_K = torch.full((len(classes),), margin.class_margin, device=device)
+        # What was seen in the present step, for `end_epoch`.
+        self._seen: list[tuple[torch.Tensor, ...]] = []
         self.state: MarginState = {
             name: torch.tensor(value, dtype=dtype, device=device)
             for name, value in margin.init_state().items()
@@ -56,7 +64,60 @@ class ClassMargins:
         if self.statistics is not None:
             self.statistics.refresh()
             self.num_refreshes += 1
-            self.margin_K.copy_(self.statistics.margins(refreshed=True))
+            self.margin_K.copy_(self._follow(self.statistics))
+
+    def _follow(self, statistics: ClassStatistics) -> torch.Tensor:
+        """The margins m_c = ψ_c · m0 that follow from the statistics, fp32. Collective."""
+        margin = statistics.margin
+        psi_K = psi(statistics.kappa_K, statistics.count_K, margin, statistics.embedding_size)
+        if self.num_refreshes == 0 and margin.first_window == "one":
+            psi_K = torch.ones_like(psi_K)
+        return (psi_K * margin.margin).float()
+
+    def wanted_epochs(
+        self, epoch_B: torch.Tensor | None, label_B: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The epochs of `see` as all ranks will exchange them: int8, or None where the margin does
+        not look at them.
+        """
+        if self.statistics is None:
+            return None
+        # Without epochs too, so that all ranks exchange alike.
+        epoch_B = torch.zeros_like(label_B) if epoch_B is None else epoch_B
+        return epoch_B.to(torch.int8)
+
+    def start_step(self) -> None:
+        """Forget what `end_epoch` would need of the step before."""
+        self._seen.clear()
+
+    def see(
+        self,
+        embedding_GD: torch.Tensor,
+        cosine_G: torch.Tensor,
+        local_id_G: torch.Tensor,
+        owned_G: torch.Tensor,
+        epoch_G: torch.Tensor | None = None,
+    ) -> None:
+        """Show the statistics the images of a micro-batch that belong to the present epoch.
+
+        Args:
+            embedding_GD: unit embeddings.
+            cosine_G, local_id_G: of images whose class is on this rank, as owned_G says.
+            epoch_G: int8, how many epochs later than the present one each image is; those below 0
+                have been seen before, or stand in for another, and do not count.
+                None: all are of this epoch.
+        """
+        if self.statistics is None:
+            return
+        used_G = owned_G if epoch_G is None else owned_G & (epoch_G == 0)
+        self.statistics.add(embedding_GD, cosine_G, local_id_G, used_G)
+        if epoch_G is not None:
+            # Whether any of them is later, only the device knows: to wait for it costs more.
+            self._seen.append((embedding_GD, cosine_G, local_id_G, owned_G, epoch_G))
+
+    def held_tensors(self) -> list[torch.Tensor]:
+        """What is held of the present step until the next one begins."""
+        return [tensor for seen in self._seen for tensor in seen]
 
     def end_step(self, num_steps: int) -> None:
         """Refresh if a window of `margin.refresh_steps` steps ends with this many steps done."""
@@ -65,13 +126,22 @@ class ClassMargins:
             self.refresh()
 
     def end_epoch(self) -> None:
-        """Refresh if a window is an epoch."""
-        if isinstance(self.margin, KappaFace) and not self.margin.refresh_steps:
+        """Refresh if a window is an epoch; then show the statistics what the last step has read of
+        the next one. Collective.
+        """
+        if self.statistics is None:
+            return
+        if not self.statistics.margin.refresh_steps:
             self.refresh()
+        self.statistics.end_epoch()
+        seen, self._seen = self._seen, []
+        for embedding_GD, cosine_G, local_id_G, owned_G, epoch_G in seen:
+            later_G = (epoch_G - 1).clamp_min(-1)
+            self.see(embedding_GD, cosine_G, local_id_G, owned_G, later_G)
 
     def summary(self, num_classes: int) -> dict[str, float]:
-        """Smallest, mean and largest margin over the classes of all ranks, and the quantiles of
-        their concentrations, if there are any. Collective.
+        """Smallest, mean and largest margin over the classes of all ranks; where margins are
+        refreshed, how often they were, and the numbers of `concentration_summary`. Collective.
         """
         margin_K = self.margin_K.double()
         extremes = torch.full((2,), -math.inf, dtype=torch.float64, device=margin_K.device)
@@ -83,8 +153,30 @@ class ClassMargins:
             "margin_min": -extremes[0].item(),
             "margin_mean": total.item() / num_classes,
             "margin_max": extremes[1].item(),
-            **({} if self.statistics is None else self.statistics.summary()),
+            **self._concentrations(),
         }
+
+    def _concentrations(self) -> dict[str, float]:
+        if self.statistics is None:
+            return {}
+        found = self.statistics
+        return {"margin_refreshes": self.num_refreshes} | concentration_summary(
+            found.kappa_K, self.margin_K, found.count_K, found.margin, found.embedding_size
+        )
+
+    def counters(self) -> dict[str, Any]:
+        """The numbers, equal on all ranks, that belong to the state beside its tensors."""
+        numbers: dict[str, Any] = {"num_refreshes": self.num_refreshes}
+        if self.statistics is not None:
+            numbers["epoch_weights"] = list(self.statistics.epoch_weights)
+        return numbers
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        self.num_refreshes = counters["num_refreshes"]
+        self.start_step()  # what was seen belongs to another state
+        if (statistics := self.statistics) is not None:
+            earlier, present = counters.get("epoch_weights", statistics.most_epoch_weights())
+            statistics.epoch_weights = (earlier, present)
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""

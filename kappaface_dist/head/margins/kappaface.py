@@ -23,11 +23,12 @@ class KappaFace(Margin):
         concentration_share: share of the concentration in ψ; the rest is that of the image count.
         statistic: "resultant" measures the spread of a class around its own mean (D + 2 numbers a
             class), "target_cosine" around its centre (2 numbers a class).
-        estimator: of the mean resultant length, "unbiased" or, as published, "plugin".
+        estimator: of the squared mean resultant length, "unbiased" or, as published, "plugin".
         shrinkage: pseudo-count of images with which a class's ρ² is drawn to the mean of all.
         first_window: until the first refresh z = 0 ("neutral"), or ψ = 1 as released ("one").
         refresh_steps: length of a window in steps; 0: an epoch.
-        decay: β, the weight of a window's images in the next one; 0 forgets them.
+        decay: β, the weight of a window's images in the next one; 0 forgets them. Only photos of
+            the same epoch are compared with each other.
         max_resultant: largest ρ, since identical images would have an infinite concentration.
         count_scale: K_max is the largest class times this (released code: 1.05).
     """

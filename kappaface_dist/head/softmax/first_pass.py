@@ -36,6 +36,7 @@ class GlobalBatch:
         owned_G: whether the class is on this rank.
         local_id_G: row of the class in the whole shard; some row if it is on another rank, to be
             masked.
+        epoch_G: as in `ClassMargins.see`; None where nobody asks for it.
     """
 
     embedding_GD: torch.Tensor
@@ -43,36 +44,45 @@ class GlobalBatch:
     norm_G: torch.Tensor | None
     owned_G: torch.Tensor
     local_id_G: torch.Tensor
+    epoch_G: torch.Tensor | None
 
 
 def gather_batch(
     unit_BD: torch.Tensor,
     label_B: torch.Tensor,
     norm_B: torch.Tensor | None,
+    epoch_B: torch.Tensor | None,
     dtype: torch.dtype,
     classes: range,
 ) -> GlobalBatch:
-    """All ranks' embeddings, rounded to dtype, labels, and norms, for the shard of these classes.
+    """All ranks' embeddings, rounded to dtype, labels, norms and epochs, for the shard of these
+    classes.
 
-    One collective: a label's eight bytes, and those of a norm, travel behind the embedding.
+    One collective: the bytes of a label, of a norm and of an epoch travel behind the embedding.
+    Epochs are int8; whether there are any, all ranks must agree on.
     """
-    parts = [unit_BD.to(dtype), label_B.long()[:, None]]
-    if norm_B is not None:
-        parts.append(norm_B[:, None])
-    as_bytes = [part.contiguous().view(torch.uint8) for part in parts]
+    given = {"embedding": unit_BD.to(dtype), "label": label_B.long(), "norm": norm_B}
+    parts = {
+        name: part if part.dim() == 2 else part[:, None]
+        for name, part in (given | {"epoch": epoch_B}).items()
+        if part is not None
+    }
+    as_bytes = [part.contiguous().view(torch.uint8) for part in parts.values()]
     gathered = parallel.all_gather_rows(torch.cat(as_bytes, dim=1))
     columns = gathered.split([part.shape[1] for part in as_bytes], dim=1)
-    out = [
-        column.contiguous().view(part.dtype) for column, part in zip(columns, parts, strict=True)
-    ]
-    label_G = out[1][:, 0]
+    out = {
+        name: column.contiguous().view(part.dtype)
+        for column, (name, part) in zip(columns, parts.items(), strict=True)
+    }
+    label_G = out["label"][:, 0]
     owned_G = (label_G >= classes.start) & (label_G < classes.stop)
     return GlobalBatch(
-        embedding_GD=out[0].to(unit_BD.dtype),
+        embedding_GD=out["embedding"].to(unit_BD.dtype),
         label_G=label_G,
-        norm_G=out[2][:, 0] if norm_B is not None else None,
+        norm_G=out["norm"][:, 0] if norm_B is not None else None,
         owned_G=owned_G,
         local_id_G=torch.where(owned_G, label_G - classes.start, 0),
+        epoch_G=out["epoch"][:, 0] if epoch_B is not None else None,
     )
 
 
@@ -112,7 +122,8 @@ def first_pass(
     Args:
         rows: the rows of this shard that take part, those of the batch's own classes among them.
         column_G: where each image's class is among these rows; −1 if it is on another rank.
-        class_margins: the margin; its state is changed here, alike on all ranks.
+        class_margins: the margin; its state is changed here, alike on all ranks, and its statistics
+            see the images.
         seed: of this step, equal on all ranks.
         cache_bytes: what of this pass may be kept for the second; None where nothing is to be
             learnt.
@@ -149,6 +160,7 @@ def first_pass(
     result = FirstPass(loss, cosine_G, sums.nearest_G)
     if not learning:
         return result
+    class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, batch.epoch_G)
 
     log_denominator_G = losses.log_denominator_G
     target_slope_G = losses.share_G * target.slope_G.where(owned_G, 0.0)

@@ -71,6 +71,36 @@ def test_log_line_says_how_long_it_will_take():
     assert "loss 0.500  rank-1 12.3%  lr" in log_line(3, numbers, 36_610)
 
 
+def test_margins_are_told_once_after_a_refresh(tmp_path, caplog):
+    report = reporter(tmp_path)
+    measured = {
+        "concentration_p25": 690.0,
+        "concentration_p75": 710.0,
+        "concentration_std": 763.0,
+        "neutral_share": 0.25,
+        "measured_image_share": 0.9,
+        "margin_std": 0.0045,
+    }
+    with caplog.at_level(logging.INFO):
+        report.tell_margins(1, {"loss": 1.0})  # a margin without statistics
+        report.tell_margins(2, {"margin_refreshes": 0})
+        assert not caplog.records
+        for step, refreshes in ((3, 1), (4, 1), (5, 2)):
+            report.tell_margins(step, {**measured, "margin_refreshes": refreshes})
+        report.tell_margins(6, {**measured, "margin_refreshes": 3, "concentration_std": 20.0})
+    report.close()
+    told = [(record.levelname, record.getMessage()[:16]) for record in caplog.records]
+    assert told == [
+        ("INFO", "step 3: KappaFac"),
+        ("WARNING", "step 3: KappaFac"),
+        ("INFO", "step 5: KappaFac"),
+        ("WARNING", "step 5: KappaFac"),
+        ("INFO", "step 6: KappaFac"),
+    ]
+    assert "75.0% of the classes, with 90.0% of the images" in caplog.messages[0]
+    assert "lie within 20" in caplog.messages[1]
+
+
 @pytest.fixture
 def restored_logging():
     yield

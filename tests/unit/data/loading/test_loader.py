@@ -147,6 +147,28 @@ def test_corrupt_images_are_counted_reported_and_replaced(tmp_path, caplog, num_
         assert caplog.text.count(f"train.rec record {i} (") == 1
 
 
+def _epochs_on_this_rank(path, loader, position):
+    batches = list(loader_of(path, loader=loader).batches(position, 8))
+    return np.stack([batch.epoch_B.numpy() for batch in batches])
+
+
+@each_loader
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_every_image_tells_its_epoch(tmp_path, num_ranks, loader):
+    """Also in steps that two epochs share; -1 for what stands in for an unreadable image."""
+    corrupt = [5, 6, NUM_IMAGES - 1]
+    path = with_corrupt_images(tmp_path / "train.rec", corrupt)
+    open_catalog(path)
+    position = 18
+    by_rank = run_on_ranks(num_ranks, _epochs_on_this_rank, path, loader, position)
+    together = np.stack(by_rank, axis=1).reshape(-1)
+    place = np.arange(position, position + len(together))
+    drawn = Shuffle(NUM_IMAGES, 7).indices(position, len(place))
+    expected = np.where(np.isin(drawn, corrupt), -1, place // NUM_IMAGES)
+    np.testing.assert_array_equal(together, expected)
+    assert {-1, 0, 1} <= set(expected.tolist())
+
+
 @each_dali_loader
 def test_loaders_find_the_same_images_unreadable(tmp_path, loader):
     """JPEGs with a changed byte anywhere, PNGs whole and cut, grey ones, large ones."""

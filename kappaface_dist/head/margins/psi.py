@@ -1,0 +1,157 @@
+"""From the concentrations of all classes to their margins, and the log's numbers of both.
+
+    z   = (κ − mean κ) / std κ                      over measured classes of all shards, else 0
+    ψ   = share · (1 − sigmoid(T z)) + (1 − share) · (1 + cos(π n / K_max)) / 2
+
+Everything here is collective: all-reduces of scalars in float64, and some vectors of K numbers.
+Shapes: K classes of this shard.
+"""
+
+import math
+
+import torch
+
+from kappaface_dist.head.margins.concentration import concentration
+from kappaface_dist.head.margins.kappaface import KappaFace
+from kappaface_dist.parallel import ranks as parallel
+
+# No class is taken to lie further than this many standard deviations from the mean: its margin must
+# not vanish, nor must a few collapsed classes have a say in those of the others.
+LARGEST_DEVIATION = 5.0
+# For `concentration_summary`: counts of κ in bins of equal ratio, 1.5 % wide at D = 512, add up
+# over the shards.
+NUM_BINS = 1024
+SMALLEST_BIN = 0.01
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+# Of a normal distribution: the quartiles' distance in standard deviations.
+QUARTILES_APART = 1.349
+# A spread of half the classes that is below this share of the deviation says that few make the
+# deviation for all. A normal distribution has 1, Laplace's 0.73, Student's with 3 degrees 0.65.
+SMALLEST_SPREAD = 0.4
+
+
+def psi(
+    kappa_K: torch.Tensor, count_K: torch.Tensor, margin: KappaFace, embedding_size: int
+) -> torch.Tensor:
+    """ψ of this shard's classes, float64, whatever the number of ranks. Collective.
+
+    Args:
+        kappa_K: NaN where the class was not measured.
+        count_K: images of the class in the dataset.
+    """
+    measured_K, kappa_K = kappa_K.isfinite(), kappa_K.double()
+    mean, std = mean_and_deviation(kappa_K, margin, embedding_size)
+    deviation_K = (kappa_K - mean).where(measured_K, 0.0)
+    # Equal concentrations differ by rounding only: that is no spread to standardise by.
+    z_K = torch.where(std > 1e-5 * mean, deviation_K / std, 0.0)
+    z_K = z_K.clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+    hard_K = torch.sigmoid(-margin.temperature * z_K)  # 1 − sigmoid, never rounded to 0
+    share = margin.concentration_share
+    return share * hard_K + (1.0 - share) * rarity(count_K, margin.count_scale)
+
+
+def mean_and_deviation(
+    kappa_K: torch.Tensor, margin: KappaFace, embedding_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of κ over the measured classes of all ranks. Collective."""
+    # Identical images (ρ at its limit) must not stretch the scale for everyone else.
+    limit = concentration(kappa_K.new_tensor(margin.max_resultant), embedding_size)
+    sound_K = kappa_K.isfinite() & (kappa_K < limit * (1.0 - 1e-5))
+    totals = torch.stack([sound_K.sum().double(), kappa_K.where(sound_K, 0.0).sum()])
+    num_sound, total = parallel.all_reduce_sum(totals).unbind()
+    mean = total / num_sound.clamp_min(1.0)
+    squares = parallel.all_reduce_sum((kappa_K - mean).where(sound_K, 0.0).square().sum()[None])
+    return mean, (squares / num_sound.clamp_min(1.0)).sqrt()
+
+
+def rarity(count_K: torch.Tensor, count_scale: float) -> torch.Tensor:
+    """w^n = (1 + cos(π n / K_max)) / 2: 1 for the smallest classes, 0 for the largest."""
+    count_K = count_K.double()
+    largest = count_K.max() if len(count_K) else count_K.new_zeros(())
+    largest = parallel.all_reduce_max(largest.reshape(1).clone()).clamp_min(1.0)
+    return (1.0 + torch.cos(math.pi * count_K / (count_scale * largest))) / 2
+
+
+def concentration_summary(
+    kappa_K: torch.Tensor,
+    margin_K: torch.Tensor,
+    count_K: torch.Tensor,
+    margin: KappaFace,
+    embedding_size: int,
+) -> dict[str, float]:
+    """What the log says of the concentrations and of the margins that follow; empty before the
+    first measurement. Collective. Quantiles are right to a bin's width.
+
+    Returns:
+        concentration_p05 to _p95 and concentration_std of the measured classes; neutral_share and
+        measured_image_share, the share of classes that were not measured and of images in classes
+        that were; margin_std of the measured classes, in radians or as the margin states.
+    """
+    limit = torch.tensor(margin.max_resultant, dtype=torch.float64)
+    width = math.log(concentration(limit, embedding_size).item() / SMALLEST_BIN) / (NUM_BINS - 1)
+    measured_K = kappa_K.isfinite()
+    bounded_K = kappa_K.double().where(measured_K, 1.0).clamp_min(SMALLEST_BIN)
+    bin_K = ((bounded_K / SMALLEST_BIN).log() / width).long().clamp(0, NUM_BINS - 1)
+    counts = torch.zeros(NUM_BINS + 1, dtype=torch.float64, device=kappa_K.device)
+    counts.index_add_(0, bin_K.where(measured_K, NUM_BINS), torch.ones_like(bounded_K))
+    count_K, margin_K = count_K.double(), margin_K.double().where(measured_K, 0.0)
+    sums = torch.stack([count_K.sum(), count_K.where(measured_K, 0.0).sum(), margin_K.sum()])
+    *bins, num_neutral, images, measured_images, total = parallel.all_reduce_sum(
+        torch.cat([counts, sums])
+    ).tolist()
+    num_measured = sum(bins)
+    if num_measured == 0:
+        return {}
+    _, std = mean_and_deviation(kappa_K.double(), margin, embedding_size)
+    squares = (margin_K - total / num_measured).where(measured_K, 0.0).square().sum()
+    margin_variance = parallel.all_reduce_sum(squares[None]).item() / num_measured
+    reached = torch.tensor(bins).cumsum(0) / num_measured
+    middles = SMALLEST_BIN * torch.exp(width * (torch.arange(NUM_BINS) + 0.5))
+    places = torch.searchsorted(reached, torch.tensor(list(QUANTILES.values())))
+    numbers = dict(zip(QUANTILES, middles[places].tolist(), strict=True))
+    return {
+        **{f"concentration_{name}": value for name, value in numbers.items()},
+        "concentration_std": std.item(),
+        "neutral_share": num_neutral / (num_neutral + num_measured),
+        "measured_image_share": measured_images / max(images, 1.0),
+        "margin_std": margin_variance**0.5,
+    }
+
+
+def measured_line(numbers: dict[str, float]) -> str:
+    """For the log: of how many classes and images the margins know the concentration.
+
+    Args:
+        numbers: those of `concentration_summary`; without them no class has been measured.
+    """
+    if "concentration_std" not in numbers:
+        return (
+            "KappaFace has measured no class: none has shown two photos in one epoch of a window;"
+            " margins follow the number of photos alone"
+        )
+    return (
+        f"KappaFace has measured {1.0 - numbers['neutral_share']:.1%} of the classes, with"
+        f" {numbers['measured_image_share']:.1%} of the images: standard deviation of their"
+        f" concentrations {numbers['concentration_std']:.3g}, of their margins"
+        f" {numbers['margin_std']:.3g}"
+    )
+
+
+def narrow_margins(numbers: dict[str, float]) -> str | None:
+    """A warning where the middle half of the measured classes has nearly one and the same margin.
+
+    Args:
+        numbers: those of `concentration_summary`.
+    """
+    if "concentration_std" not in numbers:
+        return None
+    apart = numbers["concentration_p75"] - numbers["concentration_p25"]
+    std = numbers["concentration_std"]
+    if apart >= SMALLEST_SPREAD * QUARTILES_APART * std:
+        return None
+    return (
+        f"KappaFace hardly tells classes apart: the concentrations of the middle half lie within"
+        f" {apart:.3g}, while a few extreme ones make a standard deviation of {std:.3g}; look at"
+        " the largest in tools/margin_report.py (photos of one person that are nearly equal), drop"
+        " duplicates, or lower margin.max_resultant so that they count as such"
+    )
