@@ -14,7 +14,9 @@ from kappaface_dist.data.jpeg_header import JPEG_END, JPEG_START
 from kappaface_dist.data.prepare.check import lacks_only_the_end
 from kappaface_dist.data.sources.base import LeftOut
 from kappaface_dist.data.sources.catalog import Catalog
+from kappaface_dist.data.sources.class_names import folder_names, write_class_names
 from kappaface_dist.data.sources.recordio import RecordWriter
+from kappaface_dist.text_files import shown
 from kappaface_dist.whole_files import whole_file
 
 KINDS = (".rec", ".tar", ".parquet")
@@ -99,7 +101,9 @@ def convert(
         before_C = np.unique(label_I[kept])
         label_I = np.searchsorted(before_C, label_I)
         report.label_of = before_C.tolist()
-        names = [names[label] for label in report.label_of] if names else None
+        if names is not None:
+            known = before_C.min() >= 0 and before_C.max() < len(names)
+            names = [names[label] for label in report.label_of] if known else None
     count_C = np.zeros(int(label_I[kept].max()) + 1, dtype=np.int64)
     for i in range(shards):
         name = out.stem + (f"-{i:05}-of-{shards:05}" if shards > 1 else "")
@@ -118,6 +122,8 @@ def convert(
     if report.label_of:
         report.count_C = count_C.tolist()
         _write_numbers(out.with_name(f"{out.stem}.renumbered.tsv"), report, names)
+    if out.suffix:
+        write_class_names(report.files[0], names)
     return report
 
 
@@ -142,9 +148,9 @@ def _write_numbers(path: Path, report: ConvertReport, names: Sequence[str] | Non
     """A table with a line per class: its number, its label before, its images and its name."""
     lines = ["class\tlabel_before\timages\tname\n"]
     for number, (label, count) in enumerate(zip(report.label_of, report.count_C, strict=True)):
-        lines.append(f"{number}\t{label}\t{count}\t{names[number] if names else ''}\n")
+        lines.append(f"{number}\t{label}\t{count}\t{shown(names[number]) if names else ''}\n")
     with whole_file(path) as unfinished:
-        unfinished.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        unfinished.write_text("".join(lines), encoding="utf-8")
 
 
 def _images(
@@ -227,9 +233,9 @@ def _write_parquet(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None
 def _write_folder(
     path: Path, images: Iterator[tuple[int, int, bytes]], names: Sequence[str] | None, num: int
 ) -> None:
-    width = len(str(num - 1))
+    names = folder_names(names, num)
     for index, label, payload in images:
-        folder = path / (names[label] if names else f"{label:0{width}}")
+        folder = path / names[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:09}{_suffix(payload)}").write_bytes(payload)
 
