@@ -12,12 +12,14 @@ Images are stored as JPEG of --image-size; a JPEG that has this size is stored a
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.prepare.make_record import prepare
+from kappaface_dist.data.sources.base import list_dataset
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
 from kappaface_dist.evaluation.sets.pair_lists import (
     all_pairs,
@@ -44,6 +46,8 @@ def main() -> None:
         pairs, remark = in_folds(listed_pairs(args.pairs, identities))
     else:
         pairs, remark = all_pairs(identities, args.seed), ""
+    for name, why in list_dataset(Path(args.folder)).left_out:
+        print(f"left out: {name}: {why}", file=sys.stderr)
     owner = {path: name for name, paths in identities.items() for path in paths}
     used = dict.fromkeys(path for first, second, _ in pairs for path in (first, second))
     payloads = {}
