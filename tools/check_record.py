@@ -42,6 +42,8 @@ def main() -> None:
         print(f"in two identities: {where} and {other}", file=out)
     for fault in report.range_faults:
         print(f"identity header: {fault}", file=out)
+    for where, why in report.left_out.listed:
+        print(f"left out: {where}: {why}", file=out)
     print(f"verdict: {report.verdict}", file=out)
     commands.write_json(args.json, numbers)
     if report.problems:
@@ -52,7 +54,7 @@ def summary(report: CheckReport) -> dict[str, Any]:
     """The report as JSON."""
     return {
         "verdict": report.verdict,
-        "good": not report.problems,
+        "good": report.verdict.startswith("good"),
         "num_images": report.num_images,
         "num_classes": len(report.count_C),
         "images_per_class": {
@@ -68,6 +70,7 @@ def summary(report: CheckReport) -> dict[str, Any]:
         "num_in_two_identities": report.num_shared,
         "in_two_identities": report.shared,
         "identity_header": report.range_faults,
+        "left_out": dict(report.left_out.counts),
         "sizes": report.sizes,
         "formats": report.formats,
     }

@@ -1,5 +1,6 @@
 """Write a folder of photos, one folder per identity, as OUT/train.rec, train.idx and property.
 
+OUT/train.names has the name of each class, one a line, for the reports that say who.
 If it is stopped, the same command goes on where it was.
 Example: python tools/make_record.py photos data/mine
 """
@@ -10,19 +11,24 @@ from pathlib import Path
 
 from kappaface_dist import commands
 from kappaface_dist.data.prepare.make_record import make_record
+from kappaface_dist.data.sources.base import LeftOut
 
 
 def parse_args() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="holds a folder of images per identity")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="holds a folder of images per identity, which may lie in folders inside it",
+    )
     parser.add_argument("out", type=Path, help="folder for the result, made if absent")
     parser.add_argument(
         "--image-size",
         type=int,
         default=112,
         metavar="PIXELS",
-        help="height and width of the images written; JPEGs that have it already are copied as they"
-        " are, others are resized and encoded anew (default: %(default)s)",
+        help="height and width of the images written; upright JPEGs that have it already are copied"
+        " as they are, others are resized and encoded anew (default: %(default)s)",
     )
     parser.add_argument(
         "--processes",
@@ -53,15 +59,15 @@ def main() -> None:
     )
     for path, reason in report.unreadable:
         print(f"left out: {path}: {reason}", file=sys.stderr)
-    for path in report.ignored:
-        print(f"left out: {path}: not an image by its name", file=sys.stderr)
+    for path, reason in report.ignored:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
     if report.num_resumed:
         print(f"{report.num_resumed} files were done by an earlier run", file=sys.stderr)
     written = str(report.records[0]) if len(report.records) == 1 else f"{args.out}/*.rec"
     summary = (
         f"{written}: {report.num_images} images of {len(report.class_names)}"
         f" identities; left out: {len(report.unreadable)} unreadable,"
-        f" {len(report.ignored)} other files"
+        f" {LeftOut.of(report.ignored)}"
     )
     print(summary, file=sys.stderr if args.json == "-" else sys.stdout)
     commands.write_json(
@@ -77,7 +83,7 @@ def main() -> None:
                 for name, count in zip(report.class_names, report.count_C, strict=True)
             ],
             "unreadable": [{"file": path, "reason": why} for path, why in report.unreadable],
-            "ignored": report.ignored,
+            "ignored": [{"file": path, "reason": why} for path, why in report.ignored],
         },
     )
 

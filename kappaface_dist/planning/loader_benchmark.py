@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kappaface_dist.data.images import FORMATS
 from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 
@@ -118,7 +119,7 @@ class PillowDataset(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         return self._catalog.num_images
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = Image.open(io.BytesIO(self._catalog.read(index))).convert("RGB")
+        image = Image.open(io.BytesIO(self._catalog.read(index)), formats=FORMATS).convert("RGB")
         if image.size != self._size:
             image = image.resize(self._size, Image.Resampling.BILINEAR)
         if torch.rand(()) < 0.5:

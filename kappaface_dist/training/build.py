@@ -11,7 +11,7 @@ from torch.torch_version import TorchVersion
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import Loader, build_loader
-from kappaface_dist.data.sources.catalog import Catalog, open_catalog
+from kappaface_dist.data.sources.catalog import Catalog, check_trainable, open_catalog
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
 from kappaface_dist.head import PartialFC, build_margin
 from kappaface_dist.models.export import load_backbone
@@ -65,11 +65,7 @@ def build_job(config: Config, device: torch.device) -> Job:
         ValueError: the data is missing or damaged, or the configuration does not fit it.
     """
     catalog = parallel.rank0_first(lambda: open_catalog(config.data.train))
-    if catalog.num_classes < parallel.world_size():
-        raise ValueError(
-            f"{config.data.train} has {catalog.num_classes} classes for {parallel.world_size()}"
-            " ranks, and each must own one at least: start fewer processes"
-        )
+    check_trainable(catalog, str(config.data.train), parallel.world_size())
     pair_sets = parallel.agree(
         lambda: {name: read_pairs(path) for name, path in config.evaluate.sets.items()}
     )
@@ -233,6 +229,7 @@ def derived_numbers(job: Job) -> dict[str, Any]:
         "device": str(job.device.type),
         "classes": job.catalog.num_classes,
         "images": job.catalog.num_images,
+        "left_out": dict(job.catalog.left_out.counts),
         "images_per_class": f"{job.catalog.count_C.min()} to {job.catalog.count_C.max()}",
         "classes_per_rank": [len(r) for r in parallel.gather_objects(job.head.classes)],
         "global_batch": job.global_batch,

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from kappaface_dist.data.images import JPEG_START, check_jpeg, decode_image
+from kappaface_dist.data.images import check_jpeg, check_size, decode_image
+from kappaface_dist.data.jpeg_header import JPEG_START, read_jpeg_header
 from kappaface_dist.data.loading.buffers import Buffers
 from kappaface_dist.data.loading.cpu import Request, run_ahead, split
 from kappaface_dist.data.loading.readable import Readable
@@ -112,16 +113,19 @@ class _Payloads:
         """Read one image and see that it can be decoded; ValueError or OSError if not."""
         payload, size = self._catalog.read(index), self._image_size
         if payload[:2] == JPEG_START:
+            header = read_jpeg_header(payload)
+            check_size(header.height, header.width)
             try:
                 height, width, colours, subsampling = simplejpeg.decode_jpeg_header(payload)
             except ValueError as error:
                 raise ValueError(f"not a readable image ({error})") from error
-            if colours in ("YCbCr", "Gray", "RGB") and subsampling in SUBSAMPLINGS:
+            known = colours in ("YCbCr", "Gray", "RGB") and subsampling in SUBSAMPLINGS
+            if known and header.orientation == 1:
                 if not self._good_I[index]:
                     check_jpeg(payload)
                     self._good_I[index] = True
                 return Payload(np.frombuffer(payload, np.uint8), (height, width) != (size, size))
-        # Rare formats are decoded as the CPU loader does it; DALI gets the pixels.
+        # Rare formats and what is stored turned are decoded as by the CPU loader: DALI gets pixels.
         pixels_HW3 = decode_image(payload, size)
         ppm = b"P6\n%d %d\n255\n" % (size, size) + pixels_HW3.tobytes()
         return Payload(np.frombuffer(ppm, np.uint8), False)

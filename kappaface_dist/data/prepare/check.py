@@ -11,9 +11,10 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
-from kappaface_dist.data.images import JPEG_END, JPEG_START, decode_picture
+from kappaface_dist.data.images import decode_picture
+from kappaface_dist.data.jpeg_header import JPEG_END, JPEG_START
+from kappaface_dist.data.sources.base import LeftOut
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.data.sources.record import RecordSource
 from kappaface_dist.data.sources.recordio import RecordReader
@@ -39,6 +40,7 @@ class CheckReport:
         num_shared: all of them.
         empty_classes: class numbers without an image, the first thousand.
         range_faults: what an InsightFace identity header says otherwise than the images.
+        left_out: what the source has and does not give.
     """
 
     num_images: int
@@ -53,6 +55,7 @@ class CheckReport:
     num_shared: int
     empty_classes: list[int]
     range_faults: list[str]
+    left_out: LeftOut
 
     @property
     def problems(self) -> list[str]:
@@ -66,7 +69,12 @@ class CheckReport:
             found.append(text + ": tools/convert_record.py --repair mends or drops them")
         if self.empty_classes:
             num = int((self.count_C == 0).sum())
-            found.append(f"{num} of {len(self.count_C)} class numbers have no image: renumber them")
+            found.append(
+                f"{num} of {len(self.count_C)} class numbers have no image:"
+                " tools/convert_record.py --renumber writes it without them"
+            )
+        if np.count_nonzero(self.count_C) < 2:
+            found.append("all images are of one class: there is nothing to tell apart")
         if self.num_shared:
             found.append(f"{self.num_shared} images are in more than one identity: remove them")
         if self.range_faults:
@@ -91,7 +99,8 @@ class CheckReport:
         """A line for people."""
         if self.problems:
             return "not good: " + "; ".join(self.problems)
-        return "good" + (" (" + "; ".join(self.remarks) + ")" if self.remarks else "")
+        word = f"usable; left out: {self.left_out}" if self.left_out.total else "good"
+        return word + (" (" + "; ".join(self.remarks) + ")" if self.remarks else "")
 
 
 @dataclass
@@ -146,6 +155,7 @@ def check_catalog(
         num_shared=len(shared),
         empty_classes=np.flatnonzero(catalog.count_C == 0)[:MAX_LISTED].tolist(),
         range_faults=[fault for source in catalog.sources for fault in range_faults(source)],
+        left_out=catalog.left_out,
     )
 
 
@@ -183,7 +193,7 @@ def lacks_only_the_end(payload: bytes) -> bool:
     if payload[:2] != JPEG_START or payload.endswith(JPEG_END):
         return False
     try:
-        simplejpeg.decode_jpeg(payload + JPEG_END)
+        decode_picture(payload + JPEG_END)
     except ValueError:
         return False
     return True
@@ -210,6 +220,8 @@ def range_faults(source: Any) -> list[str]:
     reader: RecordReader = source.reader
     label_R, is_image_R = reader.scan()
     first = reader.header(0)
+    if reader.num_unlisted:  # the header counts records that the .idx leaves out
+        return []
     if is_image_R[0] or len(first) != 2:
         return []
     start, end = (int(number) for number in first)

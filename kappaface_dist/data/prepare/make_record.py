@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import simplejpeg
-
-from kappaface_dist.data.images import JPEG_START, decode_image, encode_jpeg
-from kappaface_dist.data.sources.base import list_identities, list_images
+from kappaface_dist.data.images import decode_image, encode_jpeg
+from kappaface_dist.data.jpeg_header import JPEG_START, JpegHeader, read_jpeg_header
+from kappaface_dist.data.sources.base import list_dataset, printable
+from kappaface_dist.data.sources.class_names import write_class_names
 from kappaface_dist.data.sources.recordio import RecordReader, RecordWriter
 from kappaface_dist.whole_files import whole_file
 
@@ -36,7 +36,7 @@ class RecordReport:
         class_names: the identity of each class.
         count_C: images of each class.
         unreadable: files that no image could be made of: (path, why).
-        ignored: files that are not images by their names.
+        ignored: what lies in the folder and is no identity's image: (where, why).
         num_resumed: images that an earlier, stopped run had done already.
     """
 
@@ -44,7 +44,7 @@ class RecordReport:
     class_names: list[str]
     count_C: list[int]
     unreadable: list[tuple[str, str]]
-    ignored: list[str]
+    ignored: list[tuple[str, str]]
     num_resumed: int
 
     @property
@@ -88,14 +88,14 @@ def make_record(
     shards: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> RecordReport:
-    """Write train.rec, train.idx and property ("classes,height,width") into out.
+    """Write train.rec, train.idx, train.names and property ("classes,height,width") into out.
 
     Classes are numbered in the order of the folders' names; folders without a readable image get no
-    number. JPEGs that have image_size already are copied as they are, everything else is resized
-    and encoded anew (quality 95). The result is the same for any number of processes.
+    number. Upright JPEGs that have image_size already are copied as they are, everything else is
+    resized and encoded anew (quality 95). The result is the same for any number of processes.
 
     Args:
-        folder: holds a folder of images per identity.
+        folder: holds a folder of images per identity, which may lie in folders inside it.
         out: folder for the result, made if absent.
         image_size: height and width of the images written, in pixels.
         processes: that decode and encode.
@@ -138,6 +138,7 @@ def make_record(
     for label in labels:
         count_C[label] += 1
     records = _join([part.prefix for part in parts], labels, out, shards)
+    write_class_names(records[0], class_names)
     text = f"{len(class_names)},{image_size},{image_size}\n"
     (out / "property").write_text(text, encoding="ascii")
     shutil.rmtree(out / PARTS)
@@ -151,29 +152,29 @@ def prepare(payload: bytes, image_size: int) -> bytes:
         ValueError: no image can be decoded from them.
     """
     pixels_HW3 = decode_image(payload, image_size)
-    if payload[:2] == JPEG_START:
-        height, width, *_ = simplejpeg.decode_jpeg_header(payload)
-        if height == width == image_size:
-            return payload
+    # One that EXIF turns is written upright: not every reader of records looks there.
+    as_wanted = JpegHeader(image_size, image_size, orientation=1)
+    if payload[:2] == JPEG_START and read_jpeg_header(payload) == as_wanted:
+        return payload
     return encode_jpeg(pixels_HW3)
 
 
-def _list_files(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """(identity, photo) of the whole folder, in order, and the files that are no photos."""
+def _list_files(folder: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]]:
+    """(identity, photo) of the whole folder, in order, and (where, why) of what is no photo."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: name one that holds a folder per identity")
-    files: list[tuple[str, Path]] = []
-    ignored: list[str] = []
-    for identity in list_identities(folder):
-        images, others = list_images(folder / identity)
-        files += [(identity, folder / identity / name) for name in images]
-        ignored += [str(folder / identity / name) for name in others]
+    dataset = list_dataset(folder)
+    files = [
+        (identity, folder / identity / name)
+        for identity, names in dataset.images.items()
+        for name in names
+    ]
     if not files:
         raise ValueError(
             f"{folder} has no sub-folder with images in it: put each identity's images into a"
             " folder of its own"
         )
-    return files, ignored
+    return files, [(printable(folder / name), why) for name, why in dataset.left_out]
 
 
 def _run(parts: list[_Part], processes: int) -> Iterator[int]:
@@ -201,7 +202,7 @@ def _make_part(part: _Part) -> int:
             try:
                 payload = prepare(path.read_bytes(), part.image_size)
             except (ValueError, OSError) as error:
-                unreadable.append((str(path), str(error)))
+                unreadable.append((printable(path), str(error)))
                 continue
             writer.write(0, payload)
             identities.append(identity)

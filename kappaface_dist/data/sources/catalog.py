@@ -6,12 +6,13 @@ Shapes: I images of the dataset, C classes.
 import glob
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from kappaface_dist.data.sources.base import Source
+from kappaface_dist.data.sources.base import LeftOut, Source
+from kappaface_dist.data.sources.class_names import number_by_names
 from kappaface_dist.data.sources.folder import FolderSource
 from kappaface_dist.data.sources.record import RecordSource
 from kappaface_dist.data.sources.table_source import TableSource
@@ -56,8 +57,20 @@ class Catalog:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """The names of the identities' folders, by class; None for record files."""
-        return self.sources[0].class_names
+        """The names of the identities, by class, where the data has them for every class."""
+        names = self.sources[0].class_names
+        if names is not None and len(names) < self.num_classes:
+            logger.warning(
+                "%d names for %d classes: they are not used; %s is of other data",
+                *(len(names), self.num_classes, "the file of names beside the dataset"),
+            )
+            return None
+        return names
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What the sources have and do not give."""
+        return sum((getattr(source, "left_out", LeftOut()) for source in self.sources), LeftOut())
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of image index; ValueError or OSError if they cannot be had."""
@@ -84,30 +97,46 @@ class Catalog:
         raise IndexError(index)
 
 
-def open_catalog(train: str | Path | Sequence[str | Path]) -> Catalog:
-    """Open a dataset.
+def open_catalog(train: str | Path | Sequence[str | Path], *, any_labels: bool = False) -> Catalog:
+    """Open a dataset, and log what it has and does not give.
 
     Args:
         train: a .rec file, a WebDataset shard (.tar), a .parquet or .arrow file with the images in
             it; a list of them or a pattern such as "shards/*.rec" (parts of one dataset, in the
             order of their names, sharing their class numbers); a folder that holds train.rec or
             such files of one kind; or a folder of images with a folder per identity.
+        any_labels: take labels that do not number the classes, for those who renumber them; there
+            are no counts then.
 
     Raises:
         ValueError: nothing is there, a file is damaged, or its labels do not number the classes.
     """
     paths = find_sources(train)
     sources = tuple(open_source(path) for path in paths)
+    number_by_names(sources)
     sizes = [len(source.label_I) for source in sources]
     # A single file's labels stay memory-mapped, shared by all processes of a machine.
     label_I = sources[0].label_I
     if len(sources) > 1:
         label_I = np.concatenate([source.label_I for source in sources])
-    count_C = count_images(label_I, name=str(train))
-    for folder in {path.parent for path in paths if path.is_file()}:
-        compare_property(folder / "property", len(count_C))
     first_image = tuple(int(first) for first in np.cumsum([0, *sizes[:-1]]))
-    return Catalog(sources, first_image, label_I, count_C)
+    catalog = Catalog(sources, first_image, label_I, np.empty(0, dtype=np.int64))
+    if not any_labels:
+        below = np.flatnonzero(label_I < 0)
+        if len(below):
+            label = label_I[below[0]]
+            raise ValueError(
+                f"{catalog.where(int(below[0]))} has label {label}, labels are whole numbers from 0"
+                f" on: tools/convert_record.py DATA OUT --renumber --drop-label={label} leaves out"
+                f" the {(label_I == label).sum()} images that have it"
+            )
+        catalog = replace(catalog, count_C=count_images(label_I, name=str(train)))
+        for folder in {path.parent for path in paths if path.is_file()}:
+            compare_property(folder / "property", catalog.num_classes)
+    left_out = catalog.left_out
+    if left_out.total:
+        logger.warning("%s: left out: %s; the first: %s: %s", train, left_out, *left_out.listed[0])
+    return catalog
 
 
 def find_sources(train: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -172,12 +201,32 @@ def count_images(label_I: np.ndarray, name: str) -> np.ndarray:
     if num_used * 2 < num_classes:
         raise ValueError(
             f"{name} has labels up to {num_classes - 1}, but only {num_used} classes with images:"
-            " labels number the classes from 0 on, rebuild it with tools/make_record.py"
+            " labels number the classes from 0 on, tools/convert_record.py DATA OUT --renumber"
+            " writes it so"
         )
     if num_used < num_classes:
         num_empty = num_classes - num_used
-        logger.warning("%s: %d of %d classes have no image", name, num_empty, num_classes)
+        logger.warning(
+            "%s: %d of %d classes have no image: tools/convert_record.py DATA OUT --renumber writes"
+            " it without them",
+            *(name, num_empty, num_classes),
+        )
     return count_C
+
+
+def check_trainable(catalog: Catalog, name: str, num_ranks: int) -> None:
+    """ValueError where there is nothing to tell apart, or a rank would own no class."""
+    num_used = int(np.count_nonzero(catalog.count_C))
+    if num_used < 2:
+        raise ValueError(
+            f"{name} has images of {num_used} class ({catalog.num_images} in all), and training"
+            " tells classes apart: give it two at least"
+        )
+    if catalog.num_classes < num_ranks:
+        raise ValueError(
+            f"{name} has {catalog.num_classes} classes for {num_ranks} ranks, and each must own one"
+            " at least: start fewer processes"
+        )
 
 
 def compare_property(path: Path, num_classes: int) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,22 +21,52 @@ from kappaface_dist.whole_files import whole_file
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-FORMAT = "kappaface index 1"
+FORMAT = "kappaface index 2"
 SUFFIX = ".kfindex"
 ALIGNMENT = 64
+END_BYTES = 1 << 16  # of a file's head and tail, that its stamp is made of
 
 
-def load_or_build(source: Path, fingerprint: str, build: Callable[[], Arrays]) -> Arrays:
+def file_stamp(*paths: Path) -> str:
+    """Changes when one of the files does: size, time, and a checksum over head and tail of each."""
+    parts = []
+    for path in paths:
+        with path.open("rb") as stream:
+            stat = os.fstat(stream.fileno())
+            checksum = zlib.crc32(stream.read(END_BYTES))
+            stream.seek(max(0, stat.st_size - END_BYTES))
+            checksum = zlib.crc32(stream.read(END_BYTES), checksum)
+        parts.append(f"{stat.st_size}:{stat.st_mtime_ns}:{checksum:08x}")
+    return " ".join(parts)
+
+
+def load_or_build(
+    source: Path,
+    fingerprint: str,
+    build: Callable[[], Arrays],
+    check: Callable[[Arrays], None] = lambda arrays: None,
+) -> Arrays:
     """The arrays that build() makes of source, from a cache file if one fits the fingerprint.
 
     The cache lies beside the source (inside it for a folder), or, where that is read-only, in
     $KAPPAFACE_CACHE or ~/.cache/kappaface_dist.
+
+    Args:
+        source: a file or a folder.
+        fingerprint: of its present state, as file_stamp() makes one.
+        build: makes the arrays from the source.
+        check: ValueError, KeyError or TypeError if cached arrays cannot be those of the source.
     """
     places = cache_paths(source)
     for path in places:
         cached = read(path, fingerprint)
         if cached is not None:
-            return cached
+            try:
+                check(cached)
+            except (ValueError, KeyError, TypeError) as error:
+                logger.warning("the cached index %s is made anew: %s", path, error)
+            else:
+                return cached
     arrays = build()
     for path in places:
         try:
@@ -67,6 +97,13 @@ def recall(source: Path, fingerprint: str, suffix: str) -> Arrays | None:
         if arrays is not None:
             return arrays
     return None
+
+
+def check_layout(arrays: Arrays, layout: Mapping[str, str]) -> None:
+    """ValueError if they are not one-dimensional arrays of these names and types."""
+    found = {name: array.dtype.str for name, array in arrays.items() if array.ndim == 1}
+    if found != layout:
+        raise ValueError(f"it holds {found}, expected {dict(layout)}")
 
 
 def cache_paths(source: Path, suffix: str = SUFFIX) -> list[Path]:
@@ -107,6 +144,9 @@ def read(path: Path, fingerprint: str) -> Arrays | None:
         at = len(_padded(line))
         arrays: Arrays = {}
         for name, dtype, shape in header["arrays"]:
+            # An array of objects would be read as addresses.
+            if np.dtype(dtype).kind not in "biuf" or not all(side >= 0 for side in shape):
+                raise ValueError(f"{name} is said to be {dtype} {shape}")
             num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
             if num_bytes:
                 arrays[name] = np.memmap(path, dtype, "r", offset=at, shape=tuple(shape))
@@ -117,7 +157,7 @@ def read(path: Path, fingerprint: str) -> Arrays | None:
             return arrays
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         logger.warning("the cached index %s is unusable and made anew (%s)", path, error)
         return None
     logger.warning("the cached index %s is damaged and made anew", path)

@@ -5,16 +5,20 @@ Shapes: I images of the source, R records.
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from kappaface_dist.data.sources import index_cache
-from kappaface_dist.data.sources.base import MAX_CLASSES
+from kappaface_dist.data.sources.base import MAX_CLASSES, LeftOut
+from kappaface_dist.data.sources.class_names import read_class_names
 from kappaface_dist.data.sources.recordio import RecordReader
 
 logger = logging.getLogger(__name__)
 CHECKED_SUFFIX = ".kfchecked"
+LAYOUT = {"offset": "<i8", "label": "<i4", "record": "<i4", "unlisted": "<i8"}
+SAMPLE = 1000  # images of a cached index that are compared with the record at each start
 
 
 class RecordSource:
@@ -24,14 +28,27 @@ class RecordSource:
         ValueError: the file is damaged, or a label is not a class number.
     """
 
-    class_names: Sequence[str] | None = None
-
     def __init__(self, path: Path):
         self._path, self._stamp = path, _record_stamp(path)
-        arrays = index_cache.load_or_build(path, self._stamp, lambda: _index_records(path))
+        arrays = index_cache.load_or_build(
+            path,
+            self._stamp,
+            lambda: _index_records(path),
+            lambda arrays: _check_index(arrays, path),
+        )
         self.label_I = arrays["label"]
         self.reader = RecordReader(path, arrays["offset"])
         self._record_I = arrays["record"] if len(arrays["record"]) else range(len(self.label_I))
+        (unlisted,) = arrays["unlisted"].tolist()
+        index = path.with_suffix(".idx")
+        why = f"not in {index.name} (delete it to have all records)"
+        self.left_out = LeftOut({why: unlisted}, [(str(path), f"{unlisted} {why}")])
+        self.left_out = self.left_out if unlisted else LeftOut()
+
+    @cached_property
+    def class_names(self) -> Sequence[str] | None:
+        """From the file of names beside the record, where there is one."""
+        return read_class_names(self._path)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; ValueError if the record is damaged."""
@@ -40,7 +57,14 @@ class RecordSource:
     def readable(self) -> np.ndarray | None:
         """Which images check_record.py could decode, bool [I]; None if it was not run."""
         kept = index_cache.recall(self._path, self._stamp, CHECKED_SUFFIX)
-        return None if kept is None else np.unpackbits(kept["readable"])[: len(self.label_I)] > 0
+        if kept is None:
+            return None
+        try:
+            index_cache.check_layout(kept, {"readable": "|u1"})
+        except ValueError as error:
+            logger.warning("what was checked of %s is not used: %s", self._path, error)
+            return None
+        return np.unpackbits(kept["readable"], count=len(self.label_I)) > 0
 
     def keep_readable(self, readable_I: np.ndarray) -> None:
         """Keep the result of a check for later starts, where there is a place to write."""
@@ -58,8 +82,9 @@ def _index_records(path: Path) -> index_cache.Arrays:
     label_R, is_image_R = reader.scan()
     if not is_image_R.any():
         raise ValueError(f"{path} holds no image, only identity records: rebuild the file")
-    # NaN fails the first comparison; the identity records' labels mean something else.
-    good_R = (label_R >= 0) & (label_R < MAX_CLASSES) & (label_R == np.floor(label_R))
+    # NaN fails the first comparison; the identity records' labels mean something else. Those below
+    # 0 stay: convert_record.py can drop them, and the catalog takes none.
+    good_R = (label_R > -MAX_CLASSES) & (label_R < MAX_CLASSES) & (label_R == np.floor(label_R))
     bad = np.flatnonzero(is_image_R & ~good_R)
     if len(bad):
         raise ValueError(
@@ -72,10 +97,34 @@ def _index_records(path: Path) -> index_cache.Arrays:
         "offset": reader.offset_R,
         "label": label_R[is_image_R].astype(np.int32),
         "record": record_I.astype(np.int32),
+        "unlisted": np.array([reader.num_unlisted], dtype=np.int64),
     }
+
+
+def _check_index(arrays: index_cache.Arrays, path: Path) -> None:
+    """ValueError where a cached index contradicts itself, or a sample of the record."""
+    index_cache.check_layout(arrays, LAYOUT)
+    offset_R, label_I, record_I = arrays["offset"], arrays["label"], arrays["record"]
+    if len(arrays["unlisted"]) != 1 or not len(label_I):
+        raise ValueError("it holds no images")
+    if len(label_I) != (len(record_I) or len(offset_R)):
+        raise ValueError("it has not a label for each image")
+    ascending = (np.diff(offset_R) > 0).all() and (np.diff(record_I) > 0).all()
+    if not ascending or offset_R[0] < 0 or offset_R[-1] >= path.stat().st_size:
+        raise ValueError("its records do not follow each other in the file")
+    if len(record_I) and not 0 <= record_I[0] <= record_I[-1] < len(offset_R):
+        raise ValueError("it has images in records that there are not")
+    sample_A = np.unique(np.linspace(0, len(label_I) - 1, SAMPLE).astype(np.int64))
+    record_A = record_I[sample_A] if len(record_I) else sample_A
+    wrong = np.flatnonzero(RecordReader(path, offset_R).labels(record_A) != label_I[sample_A])
+    if len(wrong):
+        raise ValueError(
+            f"of {len(sample_A)} images that were compared, {len(wrong)} have another label in the"
+            f" record, the first is image {sample_A[wrong[0]]}"
+        )
 
 
 def _record_stamp(path: Path) -> str:
     """Changes whenever the .rec or its .idx is replaced."""
-    stats = [file.stat() for file in (path, path.with_suffix(".idx")) if file.is_file()]
-    return " ".join(f"{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    index = path.with_suffix(".idx")
+    return index_cache.file_stamp(*(file for file in (path, index) if file.is_file()))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kappaface_dist.data.sources.record_index import find_records
+from kappaface_dist.data.sources.record_index import find_records, scan_starts
 from kappaface_dist.data.sources.recordio_writer import (
     CFLAG_FIRST,
     CFLAG_LAST,
@@ -50,6 +50,9 @@ class RecordReader:
         path: the .rec file; if there is no .idx beside it, the file is scanned.
         offset_R: where the records begin, where that is known already.
 
+    Attributes:
+        num_unlisted: records of the file that its .idx does not list; known after a scan.
+
     Raises:
         ValueError: there is no such file, it is empty or cut off, or its .idx is malformed.
     """
@@ -69,6 +72,7 @@ class RecordReader:
         with self.path.open("rb") as stream:
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         self._words = np.frombuffer(self._map, dtype="<u4")
+        self.num_unlisted = 0
         self.offset_R = find_records(self.path, self._words) if offset_R is None else offset_R
 
     def __len__(self) -> int:
@@ -104,29 +108,54 @@ class RecordReader:
     def scan(self) -> RecordScan:
         """Check that the records fill the file without a gap, and read the labels of all.
 
+        An .idx may list some of the file's records only: a filter that someone made. The others
+        are counted in num_unlisted.
+
         Raises:
             ValueError: the file is damaged, or its .idx does not fit; the message names the record.
         """
-        label_R = np.empty(len(self), dtype=np.float32)
-        is_image_R = np.empty(len(self), dtype=bool)
-        for first in range(0, len(self), SCAN_CHUNK):
-            chunk = slice(first, min(first + SCAN_CHUNK, len(self)))
-            label_R[chunk], is_image_R[chunk] = self._scan_chunk(chunk)
-        return RecordScan(label_R, is_image_R)
+        begin_R = self.offset_R
+        try:
+            return self._scan(begin_R)
+        except ValueError:
+            if not self.path.with_suffix(".idx").is_file():
+                raise
+            begin_R = scan_starts(self._words)
+            listed = np.isin(self.offset_R, begin_R).all() and (np.diff(self.offset_R) > 0).all()
+            if not listed or len(begin_R) == len(self):
+                raise
+        self.num_unlisted = len(begin_R) - len(self)
+        return self._scan(begin_R)
+
+    def labels(self, record_A: np.ndarray) -> np.ndarray:
+        """The labels of some records, float32; NaN where none with an image begins."""
+        magic_A, part_A, flag_A, label_A = self._first_words(self.offset_R[record_A])
+        is_image_A = (flag_A == 0) | (part_A > RECORD_HEADER.size + 4 * flag_A.astype(np.int64))
+        return np.where((magic_A == MAGIC) & is_image_A, label_A, np.float32(np.nan))
 
     def where(self, record: int) -> str:
         """How messages name a record: its number in the file, and its byte."""
         return f"{self.path} record {record} (byte {int(self.offset_R[record])})"
 
-    def _scan_chunk(self, chunk: slice) -> tuple[np.ndarray, np.ndarray]:
-        offset_R = self.offset_R[chunk]
-        next_R = np.append(self.offset_R[chunk.start + 1 : chunk.stop + 1], self.num_bytes)
-        next_R = next_R[: len(offset_R)]
-        if chunk.start == 0 and offset_R[0] != 0:
+    def _scan(self, begin_R: np.ndarray) -> RecordScan:
+        """begin_R: where all records of the file begin, those that are not listed too."""
+        if begin_R[0] != 0:
             raise ValueError(
                 f"the first record of {self.path} should begin at byte 0, but {self._source()} says"
-                f" {offset_R[0]}: {self._remedy()}"
+                f" {begin_R[0]}: {self._remedy()}"
             )
+        label_R = np.empty(len(self), dtype=np.float32)
+        is_image_R = np.empty(len(self), dtype=bool)
+        end_R = np.append(begin_R[1:], self.num_bytes)
+        if begin_R is not self.offset_R:
+            end_R = end_R[np.searchsorted(begin_R, self.offset_R)]
+        for first in range(0, len(self), SCAN_CHUNK):
+            chunk = slice(first, min(first + SCAN_CHUNK, len(self)))
+            label_R[chunk], is_image_R[chunk] = self._scan_chunk(chunk, end_R[chunk])
+        return RecordScan(label_R, is_image_R)
+
+    def _first_words(self, offset_R: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Magic number, length of the first part, flag and label of records."""
         word_R = offset_R >> 2
         last = len(self._words) - 1
         magic_R, part_R, flag_R, label_R = (
@@ -136,6 +165,11 @@ class RecordReader:
         label_R = np.where(
             flag_R > 0, self._words[np.minimum(word_R + WHOLE_HEADER_BYTES // 4, last)], label_R
         ).view(np.float32)
+        return magic_R, part_R, flag_R, label_R
+
+    def _scan_chunk(self, chunk: slice, next_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        offset_R = self.offset_R[chunk]
+        magic_R, part_R, flag_R, label_R = self._first_words(offset_R)
         least_R = RECORD_HEADER.size + 4 * flag_R.astype(np.int64)
         end_R = offset_R + PART_WORDS.size + (part_R.astype(np.int64) + 3 & ~3)
         is_image_R = (flag_R == 0) | (part_R > least_R)

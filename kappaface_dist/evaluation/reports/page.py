@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kappaface_dist.data.images import decode_picture
 from kappaface_dist.evaluation.reports.table_formats import (
     Table,
     as_latex,
@@ -54,13 +55,11 @@ def read_picture(label: str, read: Callable[[], bytes | np.ndarray]) -> Picture:
     try:
         content = read()
         buffer = io.BytesIO()
-        if isinstance(content, bytes):
-            image = Image.open(io.BytesIO(content)).convert("RGB")
-        else:
-            image = Image.fromarray(content)
+        pixels = decode_picture(content, PICTURE_SIZE) if isinstance(content, bytes) else content
+        image = Image.fromarray(pixels)
         image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
         image.save(buffer, "JPEG", quality=92)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         # After an evaluation of hours a picture that has gone since is no reason to have no report.
         return Picture(label, None, str(error))
     return Picture(label, buffer.getvalue())

@@ -80,6 +80,45 @@ def test_a_changed_label_in_a_stock_record(shared_data, tmp_path, kind):
     assert "records 5 to 9 are one identity's, but have the labels 1, 3" in problem
 
 
+def test_one_class_is_not_good(tmp_path):
+    for entries in ([(0, jpeg(i, 32)) for i in range(5)], [(0, jpeg(0, 32))]):
+        (problem,) = checked(write(tmp_path / "a.rec", entries)).problems
+        assert problem == "all images are of one class: there is nothing to tell apart"
+
+
+def test_good_is_only_what_nothing_was_left_out_of(tmp_path):
+    path = write(tmp_path / "a.rec", good_entries())
+    catalog = open_catalog(path)
+    bytes_at = [int(catalog.where(i).split("byte ")[1].rstrip(")")) for i in range(12)]
+    lines = [f"{i}\t{at}\n" for i, at in enumerate(bytes_at) if i not in (4, 8)]
+    (tmp_path / "a.idx").write_text("".join(lines))
+    report = checked(path)
+    assert report.verdict.startswith("usable; left out: 2 not in a.idx")
+    assert report.problems == []
+    assert report.num_images == 10
+    root = tmp_path / "photos"
+    for name in ("ann", "ben"):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.jpg").write_bytes(jpeg(len(list(root.iterdir())), 32))
+    assert checked(root).verdict == "good (2 identities have a single image)"
+    (root / "ann" / "notes.txt").write_text("")
+    done = python("tools/check_record.py", root, "--json=-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["good"] is False
+    assert json.loads(done.stdout)["left_out"] == {"not an image by its name": 1}
+    assert f"left out: {root / 'ann' / 'notes.txt'}: not an image by its name" in done.stderr
+
+
+def test_an_identity_header_is_not_compared_with_a_filter(shared_data, tmp_path):
+    source = shared_data / "recordio_mxnet" / "insightface_scalar.rec"
+    shutil.copyfile(source, tmp_path / "train.rec")
+    lines = source.with_suffix(".idx").read_text().splitlines(keepends=True)
+    (tmp_path / "train.idx").write_text("".join(lines[:3] + lines[4:]))
+    report = checked(tmp_path / "train.rec")
+    assert report.range_faults == []
+    assert report.left_out.total == 1
+
+
 def test_the_tool(tmp_path):
     good = write(tmp_path / "good.rec", good_entries())
     done = python("tools/check_record.py", good, "--json=-", "--plot", tmp_path / "plot.png")

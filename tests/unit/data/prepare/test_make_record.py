@@ -1,5 +1,6 @@
 """tools/make_record.py on real and made-up folders."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.prepare.make_record import make_record
@@ -46,7 +47,9 @@ def test_the_tool_end_to_end(tmp_path):
     assert report["num_images"] == 3
     unreadable = {Path(item["file"]).name for item in report["unreadable"]}
     assert unreadable == {"cut.jpg", "1.png"}
-    assert [Path(name).name for name in report["ignored"]] == ["readme.txt"]
+    (ignored,) = report["ignored"]
+    assert Path(ignored["file"]).name == "readme.txt"
+    assert ignored["reason"] == "not an image by its name"
     for name in ("cut.jpg", "1.png", "readme.txt"):
         assert f"{name}: " in done.stderr
     assert (out / "property").read_text() == "2,112,112\n"
@@ -153,3 +156,45 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [found.read(i) for i in range(1, 25)] == [expected.read(i) for i in range(1, 25)]
     assert found.read(0) != expected.read(0)
     assert not (tmp_path / "out" / "parts.partial").exists()
+
+
+def turned(seed, size, orientation):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(jpeg(seed, size))) as image:
+        image.save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+def test_what_exif_turns_is_written_upright(tmp_path):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    originals = [turned(1, 112, 6), turned(2, 112, 1), turned(3, 224, 8)]
+    for i, payload in enumerate(originals):
+        (tmp_path / "photos" / "a" / f"{i}.jpg").write_bytes(payload)
+    make_record(tmp_path / "photos", tmp_path / "out", image_size=112)
+    catalog = open_catalog(tmp_path / "out" / "train.rec")
+    assert catalog.read(1) == originals[1]  # upright: as it was
+    for i, payload in enumerate(originals):
+        # Pillow without a look at EXIF, as MXNet reads a record.
+        found = np.asarray(Image.open(io.BytesIO(catalog.read(i))).convert("RGB"))
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(payload))).convert("RGB")
+        oracle = np.asarray(upright.resize((112, 112), Image.Resampling.BILINEAR))
+        assert np.abs(found.astype(int) - oracle).mean() < 3
+
+
+def test_photos_at_any_depth_and_what_is_left_out(tmp_path):
+    for name in ("a/1.jpg", "a/2020/may/2.jpg", "b/x/1.jfif", "loose.jpg", "b/x/1.heic"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(jpeg(len(name)))
+    (tmp_path / "photos" / "nobody").mkdir()
+    (tmp_path / "photos" / "a" / "gone.jpg").symlink_to("nowhere")
+    done = run_tool(tmp_path / "photos", tmp_path / "out", "--processes", "1")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "3 images of 2 identities; left out: 0 unreadable, 1 a folder without a photo"
+        in done.stdout
+    )
+    for name in ("loose.jpg", "1.heic", "nobody", "gone.jpg"):
+        assert f"{name}: " in done.stderr
+    assert open_catalog(tmp_path / "out").label_I.tolist() == [0, 0, 1]

@@ -200,8 +200,8 @@ def test_damaged_files_say_what_is_wrong(tmp_path, content, message):
         (b"0\t0\n1\t1.5\n", "line 2"),
         (b"0\t0\n1\t-36\n", "line 2"),
         (b"0\t0\n1\t9999999999999999999999\n", "line 2"),
-        (b"0\t0\n", "ends at byte 36, but .*train.idx has the next one at byte 72"),
-        (b"1\t36\n", "should begin at byte 0"),
+        (b"0\t0\n1\t0\n", "ends at byte 36, but .*train.idx has the next one at byte 0"),
+        (b"1\t40\n", "should begin at byte 0"),
         (b"0\t0\n1\t40\n", "has the next one at byte 40"),
         (b"0\t0\n1\t36\n2\t99999\n", "has the next one at byte 99999"),
         (b"0\t0\n1\t36\n2\t36\n", "has the next one at byte 36"),
@@ -222,6 +222,37 @@ def test_forms_of_the_index(tmp_path, index):
     reader = RecordReader(tmp_path / "train.rec")
     assert reader.scan().label_R.tolist() == [0, 1]
     assert [reader.read(0), reader.read(1)] == [b"abcd", b"efgh"]
+
+
+@pytest.mark.parametrize("listed", [[0], [1], [0, 2, 4], [1, 3], [3, 4], [4, 0]])
+def test_an_index_that_lists_some_records_is_a_filter(tmp_path, listed):
+    contents = [record(label, jpeg(label, 16 + 4 * label)) for label in range(5)]
+    starts = np.cumsum([0, *map(len, contents)])
+    (tmp_path / "train.rec").write_bytes(b"".join(contents))
+    lines = [f"{key}\t{starts[key]}\n" for key in listed]
+    (tmp_path / "train.idx").write_text("".join(lines))
+    reader = RecordReader(tmp_path / "train.rec")
+    assert reader.scan().label_R.tolist() == sorted(listed)
+    assert reader.num_unlisted == 5 - len(listed)
+    for _ in range(2):  # the second time from the cache
+        catalog = open_catalog(tmp_path / "train.rec", any_labels=True)
+        assert catalog.left_out.total == 5 - len(listed)
+        assert [catalog.read(i) for i in range(len(listed))] == [
+            jpeg(label, 16 + 4 * label) for label in sorted(listed)
+        ]
+
+
+def test_damage_in_a_listed_record_is_found_beside_a_filter(tmp_path):
+    contents = [record(label, jpeg(label, 16)) for label in range(3)]
+    starts = np.cumsum([0, *map(len, contents)])
+    whole = b"".join(contents)
+    (tmp_path / "train.idx").write_text(f"0\t0\n2\t{starts[2]}\n")
+    for at, bit in ((4, 2), (0, 1), (int(starts[2]) + 4, 4), (int(starts[2]), 1)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << bit
+        (tmp_path / "train.rec").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"train\.(rec|idx)"):
+            RecordReader(tmp_path / "train.rec").scan()
 
 
 def test_a_long_index_takes_little_memory(tmp_path):
