@@ -13,7 +13,7 @@ import torch
 from kappaface_dist import commands
 from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
-from kappaface_dist.models.model_card import read_summary
+from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import build_job, derived_numbers
 from kappaface_dist.training.config_record import record_config
@@ -82,9 +82,9 @@ def fit(config: Config, device: torch.device) -> bool:
             print(f"{config.folder} is finished: nothing left to do")
         return False
     if not trainer.fit():
-        if first:
-            # For a job script, which sees only torchrun's exit code.
-            commands.write_json(str(stop_file), {"step": trainer.state.step})
+        # For a job script, which sees only torchrun's exit code.
+        stopped = {"step": trainer.state.step}
+        parallel.agree(lambda: commands.write_json(str(stop_file), stopped) if first else None)
         return True
     summary = write_report(
         job,

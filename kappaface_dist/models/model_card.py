@@ -1,18 +1,12 @@
 """A model card: what a model is, what it was trained on, how good it is, how it is used."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from kappaface_dist.models.saved_model import SavedModel
-
-# What a card or a table reads of a summary.
-SUMMARY_KEYS = frozenset(
-    ("world_size", "steps", "images_seen", "images_per_second", "loss", "classes", "images")
-) | {"verification", "baselines"}
+from kappaface_dist.models.summary_file import read_summary
 
 
 def find_summary(model: SavedModel) -> dict[str, Any] | None:
@@ -23,27 +17,6 @@ def find_summary(model: SavedModel) -> dict[str, Any] | None:
     """
     path = model.path.resolve().parents[1] / "summary.json"
     return read_summary(path) if path.is_file() else None
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """A summary.json.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        missing = SUMMARY_KEYS - summary.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it, and the command that trained writes it again"
-        ) from error
-    if missing:
-        raise ValueError(
-            f"{path} is damaged (it has no {', '.join(sorted(missing))}): delete it, and the"
-            " command that trained writes it again"
-        )
-    return summary
 
 
 def model_card(

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 FILE = "run.lock"
 BEAT = 5.0  # seconds between two signs of life
 PATIENCE = 30.0  # seconds without one, after which an owner elsewhere is gone
+ENDING = 12.0  # seconds that a rank takes to see that its torchrun has died, and to end
 EXIT_CODE = 70  # EX_SOFTWARE
 TRY_AGAIN = 0.2
 
@@ -115,17 +116,23 @@ class FolderLock:
 
 
 def _lives(path: Path, owner: dict[str, Any], patience: float) -> bool:
-    """Whether the owner of a lock runs; waits for a sign of life of one elsewhere."""
-    if owner.get("kernel") == _kernel():
-        return _start(owner["pid"]) == owner["start"]
-    logger.info("%s is of %s: waiting for its sign of life", path, _name(owner))
+    """Whether the owner of a lock goes on running; waits for it to end, or for a sign of life."""
+    here = owner.get("kernel") == _kernel()
     first = _touched(path)
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        time.sleep(min(TRY_AGAIN, patience))
-        if _touched(path) != first:
+    deadline = time.monotonic() + (min(patience, ENDING) if here else patience)
+    said = False
+    while True:
+        if here and _start(owner["pid"]) != owner["start"]:
+            return False
+        if not here and _touched(path) != first:
             return path.exists()
-    return False
+        if time.monotonic() > deadline:
+            return here
+        if not said:
+            what = "its end" if here else "its sign of life"
+            logger.info("%s is of %s: waiting for %s", path, _name(owner), what)
+            said = True
+        time.sleep(min(TRY_AGAIN, patience))
 
 
 def _touched(path: Path) -> int | None:

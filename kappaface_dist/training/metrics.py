@@ -5,12 +5,13 @@ Only rank 0 reports.
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from torch.profiler import record_function
 from tqdm import tqdm
 
+from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.whole_files import whole_file
 
 T = TypeVar("T")
@@ -105,9 +107,20 @@ class Reporter:
         self._bar.update()
 
     def write(self, step: int, numbers: dict[str, float], line: str | None = None) -> None:
-        """Record numbers under step, and print line."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
+        """Record numbers under step, and print line.
+
+        Raises:
+            RuntimeError: the file cannot be written, or is not there any more.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self._file.flush()
+            # Written into a file that nobody can open any more, it would be lost in silence.
+            deleted = os.fstat(self._file.fileno()).st_nlink == 0
+        except OSError as error:
+            raise RuntimeError(f"{self._path} could not be written: {error}") from error
+        if deleted:
+            raise RuntimeError(f"{self._path} was deleted while the run was writing it")
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, step)
@@ -118,11 +131,19 @@ class Reporter:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        with suppress(OSError):  # of a full disk: write() has said so
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def report(
+    reporter: Reporter | None, step: int, numbers: dict[str, float], line: str | None
+) -> None:
+    """Write a reporter's line; collective: a fault of the one that has it is every rank's."""
+    parallel.agree(lambda: None if reporter is None else reporter.write(step, numbers, line))
 
 
 def keep_steps_before(path: Path, first_step: int) -> None:

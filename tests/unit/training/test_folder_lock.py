@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -46,7 +47,7 @@ def change(folder, **values):
 
 def test_the_second_is_refused_while_the_first_lives_and_not_after(owner, tmp_path, caplog):
     with pytest.raises(RuntimeError, match=f"another run is using .*: process {owner.pid} of"):
-        FolderLock(tmp_path)
+        FolderLock(tmp_path, patience=0.5)
     owner.kill()
     owner.wait()
     with FolderLock(tmp_path):
@@ -54,6 +55,15 @@ def test_the_second_is_refused_while_the_first_lives_and_not_after(owner, tmp_pa
         assert "is gone: the folder is taken over" in caplog.text
         assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_that_is_about_to_end_is_waited_for(owner, tmp_path):
+    """As a rank whose torchrun was killed, when the command is given again at once."""
+    ends = threading.Timer(1.0, owner.kill)
+    ends.start()
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
+    ends.join()
 
 
 def test_a_process_of_the_same_number_is_not_the_owner(tmp_path):
