@@ -30,7 +30,6 @@ setup(
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",
-        "omegaconf>=2.3",
         "jinja2>=3.1",
         "pyyaml>=6.0",
         "safetensors>=0.4",

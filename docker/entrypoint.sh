@@ -1,7 +1,7 @@
 #!/bin/sh
 # --check                   what the image can do
 # CONFIG.yaml [key=value]   train with one process per GPU (NPROC_PER_NODE to choose); on Kubernetes
-#                           a PyTorchJob describes the processes
+#                           a TrainJob describes the processes
 # anything else             runs as it is, e.g. python tools/evaluate.py ...
 set -eu
 cd /opt/kappaface_dist

@@ -2,16 +2,23 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 
 from kappaface_dist import commands
 from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
+from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import build_job, derived_numbers
+from kappaface_dist.training.config_record import record_config
+from kappaface_dist.training.folder_lock import FolderLock
+from kappaface_dist.training.problem import with_margin_defaults
 from kappaface_dist.training.run_log import start_logging
 from kappaface_dist.training.summary import summary_table, write_report
 from kappaface_dist.training.trainer import Trainer
@@ -30,7 +37,7 @@ def main() -> None:
     )
     # Not parse_args: overrides may stand on either side of the options.
     args = parser.parse_intermixed_args()
-    config = load_config(args.config, args.overrides)
+    config = with_margin_defaults(load_config(args.config, args.overrides))
     if args.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
@@ -52,22 +59,32 @@ def train(config: Config, device: torch.device, *, check: bool) -> bool:
             print(json.dumps(numbers, indent=2))
         return False
     first = parallel.rank() == 0
+    lock = parallel.agree(lambda: FolderLock(config.folder) if first else None)
+    with lock or nullcontext():
+        return fit(config, device)
+
+
+def fit(config: Config, device: torch.device) -> bool:
+    """Go on in a folder that is this run's alone."""
+    first = parallel.rank() == 0
     parallel.agree(lambda: start_logging(config.folder if first else None))
     stop_file = config.folder / "stopped.json"
     job = build_job(config, device)
     if first:
         stop_file.unlink(missing_ok=True)
-        (config.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     trainer = Trainer(job)
-    if trainer.finished and (config.folder / "summary.json").is_file():
+    # After it has refused what is another problem.
+    step = trainer.state.step
+    parallel.agree(lambda: record_config(config.folder, config, step) if first else None)
+    if trainer.finished and (summary := parallel.agree(lambda: _last_summary(config))):
         if first:
-            print(summary_table(json.loads((config.folder / "summary.json").read_text())))
+            print(summary_table(summary))
             print(f"{config.folder} is finished: nothing left to do")
         return False
     if not trainer.fit():
-        if first:
-            # For a job script, which sees only torchrun's exit code.
-            commands.write_json(str(stop_file), {"step": trainer.state.step})
+        # For a job script, which sees only torchrun's exit code.
+        stopped = {"step": trainer.state.step}
+        parallel.agree(lambda: commands.write_json(str(stop_file), stopped) if first else None)
         return True
     summary = write_report(
         job,
@@ -84,6 +101,18 @@ def train(config: Config, device: torch.device, *, check: bool) -> bool:
         if page.is_file():
             print(f"report on the verification sets: {page}")
     return False
+
+
+def _last_summary(config: Config) -> dict[str, Any] | None:
+    """The summary of a finished run, unless it is absent or damaged: then it is made again."""
+    path = config.folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_summary(path)
+    except ValueError as error:
+        logging.getLogger("kappaface_dist").warning("%s; it is made again", error)
+        return None
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
 
 def seconds_per_batch(config: Config, device: torch.device) -> float:
     """What the loader takes for a batch with nothing else to do."""
-    loader = new_loader(config, open_catalog(config.data.train), device)
+    loader = new_loader(config, open_catalog(config.data.train or []), device)
     num_batches = 30
     batches = iter(loader.batches(0, num_batches + 5))
     for _ in range(5):

@@ -10,6 +10,7 @@ Nothing here is collective; rank 0 alone changes the folder.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 from kappaface_dist.checkpoint.index import INDEX
 
+logger = logging.getLogger(__name__)
 CHECKSUMS = "SHA256SUMS"  # in the form that `sha256sum -c` reads
 NUMBERS = "state.json"
 # Set by torchrun and by Slurm when they start the same command again.
@@ -91,8 +93,12 @@ def finish_interrupted_saves(root: Path) -> None:
             sums.parent.rename(folder)
 
 
-def damages(folder: Path, first: int, stride: int) -> list[str]:
-    """What is wrong with a checkpoint's files; looks at every stride-th file from first on."""
+def damages(folder: Path, first: int, stride: int, needed: set[str] | None = None) -> list[str]:
+    """What is wrong with a checkpoint's files; looks at every stride-th file from first on.
+
+    Args:
+        needed: names of the files that matter; None for all.
+    """
     try:
         lines = (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines()
         stored = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -101,13 +107,30 @@ def damages(folder: Path, first: int, stride: int) -> list[str]:
     if not {INDEX, NUMBERS} <= stored.keys():
         return [f"{CHECKSUMS} is incomplete"]
     found = []
-    for name in sorted(stored)[first::stride]:
+    for name in sorted(stored if needed is None else needed)[first::stride]:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             found.append(f"{name} is missing")
+        elif name not in stored:
+            found.append(f"{CHECKSUMS} does not name {name}")
         elif checksum(path) != stored[name]:
             found.append(f"{name} does not have its checksum")
     return found
+
+
+def check_undamaged(folder: Path, needed: set[str]) -> None:
+    """Raise ValueError if one of the needed files of a checkpoint is damaged.
+
+    A checkpoint without checksums is used, with a warning.
+    """
+    if not (folder / CHECKSUMS).exists():
+        logger.warning("%s has no %s: its files are used unchecked", folder, CHECKSUMS)
+        return
+    problems = damages(folder, 0, 1, needed)
+    if problems:
+        raise ValueError(
+            f"checkpoint {folder} is damaged ({'; '.join(problems)}): restore it, or take another"
+        )
 
 
 def set_aside(folder: Path) -> Path:

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from kappaface_dist.checkpoint.folder import (
     NUMBERS,
+    check_undamaged,
     checksum,
     damages,
     part_folder,
@@ -123,9 +124,15 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
 def load_alone(folder: Path, replicated: Tensors) -> None:
     """Read replicated tensors in place, in this process without the others.
 
+    The checksums of what is read are verified first; other ranks' files need not be right.
+
     Raises:
-        ValueError: the checkpoint is not complete, or holds other tensors, or of other shapes.
+        ValueError: the checkpoint is not complete or damaged, or holds other tensors, or of other
+            shapes.
     """
+    places = read_metadata(folder).storage_data
+    needed = {str(place.relative_path) for key, place in places.items() if key.fqn in replicated}
+    check_undamaged(folder, {INDEX, NUMBERS, *needed})
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
     _check_shapes(folder, stored_shapes(folder), shapes)
     _read(folder, dict(replicated), alone=True)
@@ -149,13 +156,21 @@ def _check_shapes(
 
 def _read(folder: Path, state: dict[str, torch.Tensor], *, alone: bool = False) -> None:
     """Fill tensors from the checkpoint, which holds them all; alone: in this process only."""
-    with _quiet():
-        if not alone or not dist.is_initialized():
-            dcp.load(state, storage_reader=_Reader(folder))
-        elif "no_dist" in inspect.signature(dcp.load).parameters:
-            dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
-        else:  # torch 2.6
-            dcp.load_state_dict(state, _Reader(folder), no_dist=True)
+    try:
+        with _quiet():
+            if not alone or not dist.is_initialized():
+                dcp.load(state, storage_reader=_Reader(folder))
+            elif "no_dist" in inspect.signature(dcp.load).parameters:
+                dcp.load(state, storage_reader=_Reader(folder), no_dist=True)
+            else:  # torch 2.6
+                dcp.load_state_dict(state, _Reader(folder), no_dist=True)
+    except dcp.CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        text = " ".join(str(cause).split())
+        raise ValueError(
+            f"checkpoint {folder} cannot be read on rank {rank} ({type(cause).__name__}: {text}):"
+            " restore it, or take another"
+        ) from error
 
 
 def verify(folder: Path) -> list[str]:

@@ -1,22 +1,30 @@
 """Reads a Config from YAML files and key=value overrides, and writes it.
 
 A file may say `extends: other.yaml` (relative to itself). Later layers win: defaults, the extended
-file, the file, the overrides. A layer that names a margin starts the margin section anew, since
-margins have keys of their own; one that sets run.steps or run.epochs unsets the other.
-evaluate.sets adds to the sets of the layers below, and evaluate.sets={} leaves those out.
+file, the file, the overrides; one that sets run.steps or run.epochs unsets the other. A layer that
+names another margin drops the settings of the one before, except those that all margins have.
+A file's evaluate.sets are added to those of the files that it extends, {} leaves those out. On the
+command line evaluate.sets={...} replaces them, and +evaluate.sets={...} adds to them.
 """
 
 import dataclasses
-import difflib
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
+from yaml import MappingNode, Node, ScalarNode
 
 from kappaface_dist.config.checks import check_config
-from kappaface_dist.config.keys import Config
+from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config
+from kappaface_dist.config.reading import STRING, compose, nested, pairs, read_section
+
+logger = logging.getLogger(__name__)
+
+Layer = dict[str, Any]
+COMMAND_LINE = "the command line"
+MOST_BYTES = 10**6  # of a configuration file
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -26,27 +34,38 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         ValueError: a file is missing or not YAML, a key is unknown, a value has the wrong type or
             contradicts another.
     """
-    layers = _file_layers(Path(path), ())
+    merged: Layer = {"margin": {"name": "kappaface"}}
+    for layer in _file_layers(Path(path), ()):
+        _add(merged, layer)
     if overrides:
-        layers.append(("the command line", _parse_overrides(overrides)))
-    merged = OmegaConf.create({})
-    for name, layer in layers:
-        _check_keys(layer, Config, "", name)
-        _drop_replaced(merged, layer)
-        merged = OmegaConf.merge(merged, layer)  # type: ignore[assignment]
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), merged))
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {getattr(error, 'full_key', '')}: {reason}") from error
-    assert isinstance(config, Config)
+        layer, replaces_sets = _command_line(overrides)
+        if replaces_sets:
+            merged.get("evaluate", {}).pop("sets", None)
+        _add(merged, layer)
+    config = _build(merged)
+    check_config(config)
+    return config
+
+
+def parse_config(text: str, source: str) -> Config:
+    """A Config from what to_yaml wrote, or from JSON; it extends nothing.
+
+    Raises:
+        ValueError: as load_config; source names the text.
+    """
+    node = compose(text, source)
+    if not isinstance(node, MappingNode):
+        raise ValueError(f"{source} holds no sections: it must map sections")
+    merged: Layer = {"margin": {"name": "kappaface"}}
+    _add(merged, read_section(node, Config, "", source))
+    config = _build(merged)
     check_config(config)
     return config
 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML; load_config reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -54,61 +73,98 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """The file's content behind that of the files it extends, each with its name."""
-    if path.resolve() in seen:
-        raise ValueError(f"{path} extends itself by way of {' -> '.join(map(str, seen))}")
+def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+    """The file's content behind that of the files it extends."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, UnicodeDecodeError) as error:
+        place = path.resolve()
+        if place in seen:
+            raise ValueError(f"{path} extends itself by way of {' -> '.join(map(str, seen))}")
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise ValueError(
+                f"config {path} has {path.stat().st_size} bytes: it is no YAML of ours"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
         raise ValueError(f"config {path} cannot be read: {error}") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(
-            f"config {path} is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config {path} holds a {type(content).__name__}: it must map sections")
-    layer = {str(key): value for key, value in content.items()}
-    parent = layer.pop("extends", None)
-    layers = _file_layers(path.parent / parent, (*seen, path.resolve())) if parent else []
-    return [*layers, (str(path), layer)]
+    node = compose(text, f"config {path}")
+    if not isinstance(node, MappingNode):
+        kind = "nothing" if node is None else "no sections"
+        raise ValueError(f"config {path} holds {kind}: it must map sections")
+    parent = dict(pairs(node, str(path))).get("extends")
+    content = [(name, child) for name, child in node.value if child is not parent]
+    layer = read_section(MappingNode(node.tag, content), Config, "", str(path))
+    if parent is None:
+        return [layer]
+    if not isinstance(parent, ScalarNode) or not parent.value.isprintable() or not parent.value:
+        raise ValueError(f"{path}: extends must be the path of one other file")
+    return [*_file_layers(path.parent / parent.value, (*seen, place)), layer]
 
 
-def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+def _command_line(overrides: list[str]) -> tuple[Layer, bool]:
+    """All overrides as one layer, and whether it replaces the sets of the layers below."""
+    layer: Layer = {}
+    replaces_sets = False
     for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals or not key.strip():
+        key, equals, value = text.partition("=")
+        adds = key.startswith("+")
+        key = key.removeprefix("+").strip()
+        if not equals or not key:
             raise ValueError(f"{text!r} is not of the form key=value, as in optimizer.lr=0.05")
-    try:
-        layer = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
-    assert isinstance(layer, dict)
-    return {str(key): value for key, value in layer.items()}
+        if adds and key != "evaluate.sets":
+            raise ValueError(f"{text!r} adds to {key}: only +evaluate.sets={{name: path}} can add")
+        node = nested(key.split("."), _value(value, text))
+        own = read_section(node, Config, "", COMMAND_LINE)
+        if "sets" in own.get("evaluate", {}) and key in ("evaluate", "evaluate.sets") and not adds:
+            replaces_sets = True
+            layer.get("evaluate", {}).pop("sets", None)
+        _update(layer, own)
+    return layer, replaces_sets
 
 
-def _check_keys(layer: dict[str, Any], section: type, prefix: str, where: str) -> None:
-    """Raise ValueError for a key that the section's dataclass does not have."""
-    known = {f.name: f.type for f in dataclasses.fields(section)}
-    for key, value in layer.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {prefix}{key}: {hint}")
-        kind = known[key]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: {prefix}{key} is {value!r}: it is a section of keys")
-            _check_keys(value, kind, f"{prefix}{key}.", where)
+def _value(text: str, override: str) -> Node | None:
+    """YAML only where it is a list, a mapping or quoted: `runs/exp #2` is a name, and stays it."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'"):
+        return compose(text, override)
+    return ScalarNode(STRING, text)
 
 
-def _drop_replaced(merged: DictConfig, layer: dict[str, Any]) -> None:
-    """Take out of the layers below what this layer replaces as a whole."""
-    if "name" in (layer.get("margin") or {}):
-        merged.pop("margin", None)
-    run = layer.get("run") or {}
+def _add(merged: Layer, layer: Layer) -> None:
+    """Put a layer on top of the merged ones, with what it replaces as a whole."""
+    run = layer.get("run", {})
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
-        if run.get(key) is not None and other not in run and "run" in merged:
-            merged.run.pop(other, None)
-    if (layer.get("evaluate") or {}).get("sets") == {} and "evaluate" in merged:
-        merged.evaluate.pop("sets", None)
+        if run.get(key) is not None and other not in run:
+            merged.get("run", {}).pop(other, None)
+    if layer.get("evaluate", {}).get("sets") == {}:
+        merged.get("evaluate", {}).pop("sets", None)
+    before, name = merged["margin"], layer.get("margin", {}).get("name")
+    if name is not None and name != before["name"]:
+        dropped = [key for key in before if key not in MARGIN_KEYS_OF_ALL]
+        for key in dropped:
+            del before[key]
+        # Before there is a log; one process is enough to say it.
+        if dropped and os.environ.get("RANK", "0") == "0":
+            logger.warning(
+                "margin.name is %s instead of %s, whose settings are dropped: %s",
+                name,
+                before["name"],
+                ", ".join(dropped),
+            )
+    _update(merged, layer)
+
+
+def _update(merged: Layer, layer: Layer) -> None:
+    """Merge mappings into mappings; anything else takes the place of what was there."""
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _update(merged[key], value)
+        else:
+            merged[key] = value
+
+
+def _build(values: Layer) -> Config:
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
+    parts: dict[str, Any] = {
+        name: kinds[name](**value) if dataclasses.is_dataclass(kinds[name]) else value
+        for name, value in values.items()
+    }
+    return Config(**parts)

@@ -75,7 +75,7 @@ def read_measures(path: Path, train: str | None = None) -> ClassMeasures:
         "head.statistics.kappa": torch.empty(num_classes),
     }
     checkpoint.load_alone(folder, tensors)
-    catalog = open_catalog(train or config.data.train)
+    catalog = open_catalog(train or config.data.train or [])
     if catalog.num_classes != num_classes:
         raise ValueError(
             f"{train or config.data.train} has {catalog.num_classes} classes, the checkpoint"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,9 @@ from torch import nn
 
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.whole_files import whole_file
+
+logger = logging.getLogger(__name__)
+SEAL = "metadata_sha256"
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,14 @@ def save_backbone(
         expected = settings.build()
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     with whole_file(Path(path)) as unfinished:
-        save_file(tensors, unfinished, settings.to_metadata())
+        metadata = settings.to_metadata() | {"weights_sha256": weights_digest(model)}
+        save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+
+
+def metadata_digest(metadata: dict[str, str]) -> str:
+    """SHA-256 over what an exported file says of itself, but for this very number."""
+    content = sorted(item for item in metadata.items() if item[0] != SEAL)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -124,4 +135,14 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSett
             f" is {found.get(example, 'absent')}, expected {expected.get(example, 'none')}"
         )
     model.load_state_dict(tensors)
+    _check_sums(Path(path), model, metadata)
     return model, settings
+
+
+def _check_sums(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
+    if not {SEAL, "weights_sha256"} & metadata.keys():
+        logger.warning("%s is of an earlier version, without checksums: it is used as it is", path)
+    elif metadata.get(SEAL) != metadata_digest(metadata):
+        raise ValueError(f"{path} is damaged: its metadata do not have their checksum, export anew")
+    elif metadata.get("weights_sha256") != weights_digest(model):
+        raise ValueError(f"{path} is damaged: its weights do not have their checksum, export anew")

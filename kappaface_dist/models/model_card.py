@@ -1,18 +1,22 @@
 """A model card: what a model is, what it was trained on, how good it is, how it is used."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from kappaface_dist.models.saved_model import SavedModel
+from kappaface_dist.models.summary_file import read_summary
 
 
 def find_summary(model: SavedModel) -> dict[str, Any] | None:
-    """summary.json of the run that the model is from, if the run has finished."""
+    """summary.json of the run that the model is from, if the run has finished.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     path = model.path.resolve().parents[1] / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_summary(path) if path.is_file() else None
 
 
 def model_card(

@@ -1,5 +1,6 @@
 """Opens what training leaves behind: an exported backbone, a checkpoint, or a whole run folder."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from kappaface_dist.checkpoint import tensors as checkpoint
-from kappaface_dist.checkpoint.folder import complete_checkpoints
-from kappaface_dist.config.file import load_config, to_dict
+from kappaface_dist.checkpoint.folder import NUMBERS, complete_checkpoints, read_numbers
+from kappaface_dist.config.file import load_config, parse_config, to_dict
 from kappaface_dist.config.keys import Config
 from kappaface_dist.models.export import BackboneSettings, load_backbone, weights_digest
 
@@ -66,18 +67,31 @@ def _from_export(path: Path) -> SavedModel:
 
 
 def _from_checkpoint(folder: Path) -> SavedModel:
+    config = checkpoint_config(folder)
+    settings = backbone_settings(config)
+    network = settings.build()
+    tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    checkpoint.load_alone(folder, tensors)
+    return SavedModel(network.eval(), settings, folder, weights_digest(network), to_dict(config))
+
+
+def checkpoint_config(folder: Path) -> Config:
+    """What a checkpoint was trained with.
+
+    Raises:
+        ValueError: neither the checkpoint nor its run says so, or what says so is damaged.
+    """
+    numbers = read_numbers(folder)
+    if "config" in numbers:
+        # Under the checkpoint's checksums, and of its very step: config.yaml may have gone on.
+        return parse_config(json.dumps(numbers["config"]), f"{folder}/{NUMBERS}")
     config_file = folder.resolve().parents[1] / "config.yaml"
     if not config_file.is_file():
         raise ValueError(
             f"{folder} is a checkpoint without its run: {config_file} says which backbone it is,"
             " put the checkpoint back into RUN/checkpoints"
         )
-    config = load_config(config_file)
-    settings = backbone_settings(config)
-    network = settings.build()
-    tensors = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
-    checkpoint.load_alone(folder, tensors)
-    return SavedModel(network.eval(), settings, folder, weights_digest(network), to_dict(config))
+    return load_config(config_file)
 
 
 def model_facts(path: Path, digest: str, settings: BackboneSettings) -> dict[str, str]:

@@ -19,7 +19,9 @@ from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
+from kappaface_dist.training.fit import check_batch
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
+from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,11 +48,12 @@ class Learner:
 
 @dataclass
 class Job(Learner):
-    """The parts of a run: what learns, and its data."""
+    """The parts of a run: what learns, its data, and what of both its checkpoints keep."""
 
     catalog: Catalog
     pair_sets: dict[str, PairFile]
     loader: Loader
+    problem: Problem
 
     @property
     def length(self) -> RunLength:
@@ -64,14 +67,14 @@ def build_job(config: Config, device: torch.device) -> Job:
     Raises:
         ValueError: the data is missing or damaged, or the configuration does not fit it.
     """
-    catalog = parallel.rank0_first(lambda: open_catalog(config.data.train))
+    catalog = parallel.rank0_first(lambda: open_catalog(config.data.train or []))
     check_trainable(catalog, str(config.data.train), parallel.world_size())
-    pair_sets = parallel.agree(
-        lambda: {name: read_pairs(path) for name, path in config.evaluate.sets.items()}
-    )
+    sets = parallel.agree(lambda: {n: read_pairs(path) for n, path in config.evaluate.sets.items()})
     loader = new_loader(config, catalog, device)
     learner = build_learner(config, catalog.count_C, device)
-    return Job(**vars(learner), catalog=catalog, pair_sets=pair_sets, loader=loader)
+    check_batch(config, learner.network)
+    problem = describe_problem(config, catalog)
+    return Job(**vars(learner), catalog=catalog, pair_sets=sets, loader=loader, problem=problem)
 
 
 def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> Learner:

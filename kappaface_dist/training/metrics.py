@@ -5,11 +5,13 @@ Only rank 0 reports.
 
 import json
 import logging
+import os
+import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ from torch.profiler import record_function
 from tqdm import tqdm
 
 from kappaface_dist.head.margins.psi import measured_line, narrow_margins
+from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.whole_files import whole_file
 
 T = TypeVar("T")
 
@@ -105,9 +109,20 @@ class Reporter:
         self._bar.update()
 
     def write(self, step: int, numbers: dict[str, float], line: str | None = None) -> None:
-        """Record numbers under step, and print line."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
+        """Record numbers under step, and print line.
+
+        Raises:
+            RuntimeError: the file cannot be written, or is not there any more.
+        """
+        try:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+            self._file.flush()
+            # Written into a file that nobody can open any more, it would be lost in silence.
+            deleted = os.fstat(self._file.fileno()).st_nlink == 0
+        except OSError as error:
+            raise RuntimeError(f"{self._path} could not be written: {error}") from error
+        if deleted:
+            raise RuntimeError(f"{self._path} was deleted while the run was writing it")
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(name, number, step)
@@ -132,26 +147,65 @@ class Reporter:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        with suppress(OSError):  # of a full disk: write() has said so
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
+def report(
+    reporter: Reporter | None, step: int, numbers: dict[str, float], line: str | None
+) -> None:
+    """Write a reporter's line; collective: a fault of the one that has it is every rank's."""
+    parallel.agree(lambda: None if reporter is None else reporter.write(step, numbers, line))
+
+
 def keep_steps_before(path: Path, first_step: int) -> None:
-    """Drop the lines of metrics.jsonl from first_step on, and a last line cut off in the middle."""
-    kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-    if path.exists():
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    """Drop the lines of metrics.jsonl from first_step on, and a last line cut off in the middle.
+
+    A damaged file is set aside, and what can be read of it is kept.
+    """
+    if not path.exists():
+        return
+    kept, damaged = _readable(path)
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.copyfile(path, aside)
+        logger.warning("%s: %s; the file is kept as %s", path, damaged, aside.name)
+    with whole_file(path) as unfinished:
+        lines = (json.dumps(line) + "\n" for line in kept if line["step"] <= first_step)
+        unfinished.write_text("".join(lines), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out.
+
+    Lines that are damaged are left out too, with a warning.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines, damaged = _readable(path)
+    if damaged:
+        logger.warning("%s: %s", path, damaged)
+    return lines
+
+
+def _readable(path: Path) -> tuple[list[dict[str, float]], str]:
+    """The lines that can be read, and what is wrong with the others, if anything is."""
+    found, wrong = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            numbers = json.loads(line)
+        except ValueError:  # of the text, or of its encoding
+            numbers = None
+        if isinstance(numbers, dict) and isinstance(numbers.get("step"), int):
+            found.append(numbers)
+        else:
+            wrong.append(number)
+    more = f", the first of them line {wrong[0]}" if wrong else ""
+    return found, f"{len(wrong)} lines are damaged and left out{more}" if wrong else ""
 
 
 def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:

@@ -10,8 +10,10 @@ from kappaface_dist.checkpoint import folder as checkpoint_folder
 from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.saver import Saver
 from kappaface_dist.checkpoint.transplant import take_over
+from kappaface_dist.config.file import to_dict
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
+from kappaface_dist.training.problem import check_same_problem
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float
         "optimizer_steps": [group.get("step") for group in job.optimizer.param_groups],
         "metrics": metrics,
         "world_size": parallel.world_size(),
+        "problem": job.problem,
+        "config": to_dict(job.config),
     }
     saver.save(state.step, _replicated(job), _sharded(job), job.head.num_classes, numbers)
 
@@ -81,13 +85,15 @@ def load_state(job: Job) -> RunState:
         The state of that checkpoint, or that of a run's start where there is none.
 
     Raises:
-        ValueError: the checkpoint does not exist, is damaged, or is of another model.
+        ValueError: the checkpoint does not exist, is damaged, or is of another model or problem.
     """
     root = checkpoint_root(job)
     if parallel.rank() == 0:
         checkpoint_folder.finish_interrupted_saves(root)
     folder = _sound_checkpoint(root, job.config.run.resume)
     if folder is not None:
+        numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
+        check_same_problem(folder, numbers, job.problem, job.config)
         return _load(job, folder)
     section = job.config.head
     if section.init is not None:

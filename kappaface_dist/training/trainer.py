@@ -15,7 +15,7 @@ from kappaface_dist.parallel.signals import StopSignal
 from kappaface_dist.parallel.watchdog import Watchdog
 from kappaface_dist.training.build import Job, peak_lr
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
-from kappaface_dist.training.metrics import Meter, Reporter, log_line
+from kappaface_dist.training.metrics import Meter, Reporter, log_line, report
 from kappaface_dist.training.optim import schedule_factor
 from kappaface_dist.training.profiling import StepProfiler
 from kappaface_dist.training.recovery import recover
@@ -62,7 +62,7 @@ class Trainer:
 
     def _fit(self, stop: StopSignal) -> bool:
         steps_left = self.job.length.steps_left(self.state.step, self.state.position)
-        reporter = start_reporter(self.config, self.state.step, steps_left)
+        reporter = parallel.agree(lambda: start_reporter(self.config, self.state.step, steps_left))
         meter = Meter()
         profiler = StepProfiler(self.config.folder, self.config.profile.steps)
         accumulate = self.config.optimizer.accumulate
@@ -144,9 +144,9 @@ class Trainer:
                 logger.info("step %d: %s: %s", self.state.step, name, result.note)
             else:
                 self.metrics[f"accuracy/{name}"] = result.accuracy
-        if reporter is not None and self.metrics:
+        if self.metrics:
             line = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
-            reporter.write(self.state.step, self.metrics, f"step {self.state.step}: {line}")
+            report(reporter, self.state.step, self.metrics, f"step {self.state.step}: {line}")
 
     def _is_best(self) -> bool:
         """Whether an evaluation at this step is better in checkpoint.best than all before."""
@@ -163,9 +163,8 @@ class Trainer:
         self.watchdog.tick(self.state.step, "saving")
         self._share_running_statistics()
         save_state(self.saver, self.job, self.state, self.metrics)
-        if reporter is not None:
-            line = f"checkpoint of step {self.state.step}: paused {self.saver.pause:.2f} s"
-            reporter.write(self.state.step, {"checkpoint_pause_seconds": self.saver.pause}, line)
+        line = f"checkpoint of step {self.state.step}: paused {self.saver.pause:.2f} s"
+        report(reporter, self.state.step, {"checkpoint_pause_seconds": self.saver.pause}, line)
 
     def _is_skipped(self) -> bool:
         """Whether this step reads from a place where the loss was not finite before."""
@@ -213,9 +212,9 @@ class Trainer:
         rank_1 = self.job.head.rank_one.take()
         if rank_1 is not None:
             numbers["rank_1"] = rank_1
+        left = self.total_images - self.state.position
+        report(reporter, self.state.step, numbers, log_line(self.state.step, numbers, left))
         if reporter is not None:
-            left = self.total_images - self.state.position
-            reporter.write(self.state.step, numbers, log_line(self.state.step, numbers, left))
             reporter.tell_margins(self.state.step, numbers)
             if text := self.job.loader.advise(waited):
                 logger.warning(text)

@@ -102,7 +102,10 @@ def test_more_ranks_than_classes(write_config, tmp_path):
 def test_a_checkpoint_of_another_model(write_config):
     path = write_config(run={"steps": 2})
     assert messages(path).startswith("finished")
+    accept = "run.accept_changes=[backbone.embedding_size]"
     message = messages(path, "backbone.embedding_size=16", "run.steps=4")
+    assert message.endswith(f"on purpose, set {accept}")
+    message = messages(path, "backbone.embedding_size=16", "run.steps=4", accept)
     assert "it is of another model or dataset; start in another run folder" in message
     message = messages(path, "optimizer.name=adamw", "run.steps=4")
     assert "it is of another model or optimizer; start in another run folder" in message

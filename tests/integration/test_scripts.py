@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from kappaface_dist.config.file import load_config
 from tests.commands import ROOT
 
 SCRIPTS = [ROOT / "launch/slurm/train.sbatch", *sorted((ROOT / "docker").glob("*.sh"))]
@@ -18,7 +20,7 @@ def test_scripts_are_well_formed(path):
 
 
 def test_scripts_name_configurations_that_exist():
-    texts = [path.read_text() for path in (*SCRIPTS, ROOT / "docker/pytorchjob.yaml")]
+    texts = [path.read_text() for path in (*SCRIPTS, ROOT / "docker/trainjob.yaml")]
     words = {word.strip("[],{}\"'") for text in texts for word in text.replace(",", " ").split()}
     named = {
         word.split(":-")[-1] for word in words if "configs/" in word and word.endswith(".yaml")
@@ -29,9 +31,13 @@ def test_scripts_name_configurations_that_exist():
 
 
 def test_the_job_description_asks_for_what_a_run_needs():
-    job = yaml.safe_load((ROOT / "docker/pytorchjob.yaml").read_text())
-    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
-    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    runtime, job = yaml.safe_load_all((ROOT / "docker/trainjob.yaml").read_text())
+    assert job["spec"]["runtimeRef"]["kind"] == runtime["kind"]
+    assert job["spec"]["runtimeRef"]["name"] == runtime["metadata"]["name"]
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert not pod["containers"][0]["image"].endswith(("latest", "kappaface_dist"))
+    environment = {entry["name"]: entry.get("value") for entry in job["spec"]["trainer"]["env"]}
     # Kubernetes must not kill the pod before torchrun has given up on its processes.
     timeout = int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     assert timeout < pod["terminationGracePeriodSeconds"]
@@ -60,3 +66,44 @@ def test_an_array_task_reaches_the_overrides():
         check=True,
     )
     assert done.stdout == "run.seed=7 b\n"
+
+
+@pytest.mark.parametrize("folder", ["runs/exp #2", "[a]", "'x", "{a: b}", "/runs/ b", "0123"])
+def test_the_folder_of_a_job_is_taken_as_it_is(tmp_path, folder):
+    text = (ROOT / "launch/slurm/train.sbatch").read_text()
+    lines = text[text.index("folder=${RUN_FOLDER") : text.index("config=$1")]
+    done = subprocess.run(
+        ["bash", "-c", lines + 'printf %s "run.folder=$folder"'],
+        env={"RUN_FOLDER": folder, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "config.yaml").write_text("run: {steps: 3}\ndata: {train: x.rec}\n")
+    found = load_config(tmp_path / "config.yaml", [done.stdout]).folder
+    assert found == Path(folder)
+
+
+def test_overrides_of_a_cloud_machine_are_arguments_and_nothing_else(tmp_path):
+    text = (ROOT / "docker/cloud_startup.sh").read_text()
+    start = tmp_path / "start"
+    lines = text[text.index("IMAGE=${IMAGE") : text.index("mkdir -p")]
+    lines += text[text.index("start=(") : text.index("cat > /etc/systemd")]
+    lines = lines.replace("/usr/local/bin/kappaface-start", str(start))
+    overrides = f"run.name=a b\ndata.train=$(touch {tmp_path}/mark)\n\nx='%h; reboot"
+    environment = {"OVERRIDES": overrides, "IMAGE": "k@sha256:0", "PATH": "/usr/bin:/bin"}
+    subprocess.run(["bash", "-euc", lines], env=environment, check=True)
+    shown = start.read_text().replace("exec /usr/bin/docker", "printf '%s\\n'")
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.split("run.folder=/runs/cloud\n")[1] == overrides.replace("\n\n", "\n") + "\n"
+    )
+    assert not (tmp_path / "mark").exists()
+    done = subprocess.run(
+        ["bash", "-euc", lines],
+        env={**environment, "IMAGE": "k:latest"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "name a version or a digest" in done.stderr) == (1, True)

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from kappaface_dist.config.rules import check_finite
 from kappaface_dist.head.margins.adaptive import AdaFace, CurricularFace, ElasticFace, MagFace
 from kappaface_dist.head.margins.angular import ArcFace, Combined, CosFace, NormFace, SphereFace
 from kappaface_dist.head.margins.base import Margin
@@ -41,6 +42,8 @@ def build_margin(name: str, **settings: Any) -> Margin:
             raise ValueError(f"{name} has no setting margin.{key}{_closest(key, list(types))}")
         if not _fits(value, types[key]):
             raise ValueError(f"margin.{key} is {value!r}: it must be {WANTED[types[key]]}")
+        if types[key] in (int, float):
+            check_finite(f"margin.{key}", value)
     return kind(**settings)
 
 

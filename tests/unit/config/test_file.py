@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from kappaface_dist.config.file import load_config, to_yaml
 
@@ -44,6 +45,68 @@ def test_a_named_margin_starts_anew(write):
     assert load_config(path, ["margin.name=arcface"]).margin == {"name": "arcface"}
 
 
+def test_a_margin_of_the_same_name_keeps_its_settings_and_another_what_all_have(write, caplog):
+    path = write(MINIMAL + "margin: {name: kappaface, temperature: 0.3, scale: 32}\n")
+    same = load_config(path, ["margin.name=kappaface", "margin.margin=0.5"])
+    assert same.margin == {"name": "kappaface", "temperature": 0.3, "scale": 32, "margin": 0.5}
+    assert not caplog.text
+    other = load_config(path, ["margin.margin=0.5", "margin.name=arcface"])
+    assert other.margin == {"name": "arcface", "scale": 32, "margin": 0.5}
+    assert "arcface instead of kappaface, whose settings are dropped: temperature" in caplog.text
+
+
+def test_sets_of_the_command_line_replace_those_of_files_and_plus_adds(write):
+    path = write(MINIMAL + "evaluate: {sets: {lfw: lfw.bin}}\n")
+    assert load_config(path, ["evaluate.sets={own: o.bin}"]).evaluate.sets == {"own": "o.bin"}
+    assert load_config(path, ["evaluate={sets: {own: o.bin}}"]).evaluate.sets == {"own": "o.bin"}
+    both = {"lfw": "lfw.bin", "own": "o.bin"}
+    assert load_config(path, ["+evaluate.sets={own: o.bin}"]).evaluate.sets == both
+    assert load_config(path, ["evaluate.sets.own=o.bin"]).evaluate.sets == both
+    one_by_one = ["evaluate.sets={}", "+evaluate.sets={a: a.bin}", "evaluate.sets.b=b.bin"]
+    assert load_config(path, one_by_one).evaluate.sets == {"a": "a.bin", "b": "b.bin"}
+    with pytest.raises(ValueError, match=r"only \+evaluate.sets"):
+        load_config(path, ["+run.name=x"])
+
+
+@pytest.mark.parametrize("name", ["0123", "1e5", "1:30", "off", "true", "1_000", "a b #2", "*x"])
+def test_a_name_stays_what_was_written(write, name):
+    path = write(MINIMAL)
+    assert load_config(path, [f"run.name={name}"]).run.name == name
+    quoted = write(f"run: {{epochs: 2, name: '{name}'}}\ndata: {{train: x.rec}}\n")
+    config = load_config(quoted)
+    assert config.run.name == name
+    assert load_config(write(to_yaml(config), "copy.yaml")).run.name == name
+    if name[0].isalnum() and "#" not in name:
+        assert load_config(write(quoted.read_text().replace("'", ""))).run.name == name
+
+
+@pytest.mark.parametrize("text", ["${oc.env:KAPPAFACE_SECRET}", "a/${run.name}", "x${"])
+@pytest.mark.parametrize("key", ["run.name", "data.train", "evaluate.sets.own", "margin.estimator"])
+def test_nothing_of_the_environment_gets_in(write, monkeypatch, text, key):
+    monkeypatch.setenv("KAPPAFACE_SECRET", "hunter2")
+    value: object = text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    base = write(yaml.safe_dump(value), "base.yaml")
+    path = write("extends: base.yaml\nrun: {epochs: 2}\n")
+    for config, overrides in ((write(MINIMAL, "plain.yaml"), [f"{key}={text}"]), (path, [])):
+        with pytest.raises(ValueError, match="nothing is filled in") as caught:
+            load_config(config, overrides)
+        assert "hunter2" not in str(caught.value)
+    assert "${" in base.read_text()
+
+
+@pytest.mark.parametrize("character", ["\n", "\x1b", "\x00", "\x7f", "\u202e", "\u2028", "\x85"])
+@pytest.mark.parametrize("key", ["run.name", "run.folder", "data.train", "evaluate.sets"])
+def test_no_name_can_forge_a_line(write, key, character):
+    text = f"a{character}b"
+    if key == "evaluate.sets":
+        text = yaml.safe_dump({text: "x.bin"}, default_flow_style=True)
+    with pytest.raises(ValueError, match=r"control character U\+") as caught:
+        load_config(write(MINIMAL), [f"{key}={text}"])
+    assert str(caught.value).isprintable()
+
+
 def test_steps_replace_epochs(write):
     config = load_config(write(MINIMAL), ["run.steps=7"])
     assert (config.run.steps, config.run.epochs) == (7, None)
@@ -59,7 +122,7 @@ def test_what_is_written_reads_back(write):
     [
         ("optimizer.lrr=3", "unknown key optimizer.lrr: did you mean optimizer.lr?"),
         ("optimiser.lr=3", "unknown key optimiser: did you mean optimizer?"),
-        ("optimizer.lr=abc", "optimizer.lr: Value 'abc'"),
+        ("optimizer.lr=abc", "optimizer.lr is abc: it must be a number"),
         ("data=3", "data is 3: it is a section of keys"),
         ("nonsense", "'nonsense' is not of the form key=value"),
         ("data.batch_size=0", "data.batch_size is 0: it must be at least 1"),
@@ -136,10 +199,10 @@ def test_a_configuration_that_carries_code_is_refused_and_not_run(tmp_path):
     [
         ("checkpoint.best=accuracy/lfw", "evaluate.sets gives nothing to choose by"),
         ("run.timeout_minutes=0", "must be above 0"),
-        ("run.stop_exit_code=256", "choose 0 to 255"),
+        ("run.stop_exit_code=256", "at least 0 and at most 255"),
         ("optimizer.name=lamb", "set optimizer.implementation=apex"),
         ("head.identity_map=map.tsv", r"head\.init, the earlier run, is not"),
-        ("backbone.first_steps=-1", "neither can be below 0"),
+        ("backbone.first_steps=-1", "it must be at least 0"),
     ],
 )
 def test_settings_of_long_runs_are_checked(tmp_path, override, message):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 
 import pytest
@@ -158,3 +159,19 @@ def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path):
         (7, 13.0),
         (8, 14.0),
     ]
+
+
+def test_a_full_disk_and_a_folder_that_is_gone_are_named(tmp_path):
+    full = reporter(tmp_path)
+    full.write(1, {"loss": 1.0})
+    full._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(RuntimeError, match=r"metrics\.jsonl could not be written: .*No space left"):
+        full.write(2, {"loss": 1.0})
+    full.close()
+    (tmp_path / "run").mkdir()
+    gone = reporter(tmp_path / "run")
+    gone.write(1, {"loss": 1.0})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RuntimeError, match=r"metrics\.jsonl was deleted while the run"):
+        gone.write(2, {"loss": 1.0})
+    gone.close()

@@ -1,0 +1,19 @@
+"""Whether the data, the batch and the network of a run go together, before anything is trained."""
+
+from torch import nn
+
+from kappaface_dist.backbones.layers import BATCH_NORMS
+from kappaface_dist.config.keys import Config
+from kappaface_dist.parallel import ranks as parallel
+
+
+def check_batch(config: Config, network: nn.Module) -> None:
+    """Raise ValueError where BatchNorm would see one image: a batch without a spread."""
+    together = parallel.world_size() if config.backbone.sync_batchnorm else 1
+    if config.data.batch_size * together > 1:
+        return
+    if any(isinstance(module, BATCH_NORMS) for module in network.modules()):
+        raise ValueError(
+            f"data.batch_size is 1, and the BatchNorm of {config.backbone.name} needs two images at"
+            " least for its statistics: raise data.batch_size, or use tiny_gn, which has none"
+        )
