@@ -16,6 +16,7 @@ from kappaface_dist.training.run_log import start_logging
 from kappaface_dist.training.summary import summary_table, write_report
 from kappaface_dist.training.trainer import Trainer
 from kappaface_dist.training.verification import verification_page
+from kappaface_dist.whole_files import write_whole
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def train(config: Config, device: torch.device, *, check: bool) -> bool:
     job = build_job(config, device)
     if first:
         stop_file.unlink(missing_ok=True)
-        (config.folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        write_whole(config.folder / "config.yaml", to_yaml(config))
     trainer = Trainer(job)
     if trainer.finished and (config.folder / "summary.json").is_file():
         if first:

@@ -6,13 +6,19 @@
 Without --pairs: every pair of images of one identity, and as many pairs of different identities,
 drawn with --seed; the two kinds alternate. With --pairs: the pairs of that list, in LFW's format
 (its first line is "folds pairs-of-each-kind-per-fold").
-Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is.
+Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is. Pairs with
+an unreadable image are left out, and said. OUT.bin.people.txt has the person of each image, a line
+each, for evaluate.py --groups.
 """
+
+import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.prepare.make_record import prepare
+from kappaface_dist.evaluation.sets.group_file import write_people
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
 from kappaface_dist.evaluation.sets.pair_lists import all_pairs, images_by_identity, listed_pairs
 
@@ -34,25 +40,35 @@ def main() -> None:
     pairs = listed_pairs(args.pairs, identities) if listed else all_pairs(identities, args.seed)
     used = dict.fromkeys(path for first, second, _ in pairs for path in (first, second))
     payloads = {}
+    left_out: list[tuple[Path, str]] = []
     for path in tqdm(used, desc="images", unit=" images", disable=None):
         try:
             payloads[path] = prepare(path.read_bytes(), args.image_size)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}: repair or remove the file") from error
+        except (ValueError, OSError) as error:
+            left_out.append((path, str(error)))
+    num_wanted = len(pairs)
+    pairs = [pair for pair in pairs if pair[0] in payloads and pair[1] in payloads]
+    for path, why in left_out:
+        print(f"left out: {path}: {why}", file=sys.stderr)
+    if not pairs:
+        raise ValueError(f"{args.folder}: none of the {num_wanted} pairs is readable")
     same = [flag for *_, flag in pairs]
-    write_pairs(
-        args.out, [payloads[path] for first, second, _ in pairs for path in (first, second)], same
-    )
+    images = [path for first, second, _ in pairs for path in (first, second)]
+    write_pairs(args.out, [payloads[path] for path in images], same)
+    write_people(Path(args.out), [" ".join(path.parent.name.split()) for path in images])
     report = {
         "identities": len(identities),
-        "images": len(used),
+        "images": len(payloads),
         "pairs": len(pairs),
         "same_pairs": sum(same),
+        "pairs_left_out": num_wanted - len(pairs),
+        "left_out": [{"image": str(path), "reason": why} for path, why in left_out],
     }
     if args.json != "-":
         print(
-            f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(used)} images of"
+            f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(payloads)} images of"
             f" {len(identities)} identities"
+            + (f"; {num_wanted - len(pairs)} pairs left out" if left_out else "")
         )
     write_json(args.json, report)
 

@@ -6,6 +6,7 @@ From folders, from MegaFace's lists (JSON), or from TinyFace's (MATLAB).
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,11 @@ class FaceList:
 
     paths: list[Path]
     names: list[str | None]
+
+    def take(self, numbers: Iterable[int]) -> "FaceList":
+        """Only these images, by their numbers."""
+        kept = list(numbers)
+        return FaceList([self.paths[i] for i in kept], [self.names[i] for i in kept])
 
     def digest(self) -> str:
         """SHA-256 over the files and identities in order, wherever their folders lie."""
