@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,12 +44,21 @@ def image_progress() -> Callable[[int, int], None]:
 def run(main: Callable[[], None]) -> None:
     """Call main(); a user's mistake or a fault of the environment ends it with one line and code 1.
 
-    AssertionError and the like are our mistakes and keep their traceback.
+    So does Ctrl-C, with the shell's code for it. AssertionError and the like are our mistakes and
+    keep their traceback.
     """
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def ignore_interrupts() -> None:
+    """For the start of a helper process: Ctrl-C reaches it too, and its parent answers for both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def write_json(target: str | None, report: dict[str, Any]) -> None:
@@ -59,5 +69,12 @@ def write_json(target: str | None, report: dict[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(text, encoding="utf-8")
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # /dev/null, a pipe
+            path.write_text(text, encoding="utf-8")
+            return
+        # Whole or not at all: who reads it must not meet a half.
+        unfinished = path.with_name(f"{path.name}.part")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)

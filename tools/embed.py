@@ -44,7 +44,7 @@ def main() -> None:
             model.network,
             images,
             Path(args.out) / "parts",
-            settings={"weights": model.digest, "image_size": str(size)},
+            settings={"weights": model.embeds_as, "image_size": str(size)},
             batch_size=args.batch_size,
             device=device,
             flip=args.flip,

@@ -3,9 +3,10 @@
     python tools/evaluate.py runs/NAME --set lfw=lfw.bin --report runs/NAME/evaluation
     torchrun --nproc_per_node=8 tools/evaluate.py MODEL --set lfw=lfw.bin --set cfp_fp=cfp_fp.bin
 
-MODEL is an exported backbone (.safetensors), a checkpoint folder, or a run folder (its last
-checkpoint). The processes of torchrun share the images of each set; the numbers do not depend on
-how many. --report writes report.html with its plots, and tables in Markdown and LaTeX.
+MODEL is an exported backbone (.safetensors, .onnx, .pt2) or a folder of those, a checkpoint
+folder, or a run folder (its last checkpoint). The processes of torchrun share the images of each
+set; the numbers do not depend on how many. --report writes report.html with its plots, and tables
+in Markdown and LaTeX.
 """
 
 import argparse
@@ -22,7 +23,13 @@ from kappaface_dist.models.saved_model import SavedModel, model_facts
 
 def main() -> None:
     args = parse_args()
-    paths = _named_paths(args.sets)
+    paths = _named_paths("--set", args.sets)
+    groups = _named_paths("--groups", args.groups)
+    if unknown := groups.keys() - paths.keys():
+        raise ValueError(
+            f"--groups names {', '.join(sorted(unknown))}, expected a set of --set:"
+            f" {', '.join(paths)}"
+        )
     command_line.check_arguments(args)
 
     model, device = command_line.start(args.model)
@@ -36,6 +43,7 @@ def main() -> None:
                 batch_size=args.batch_size,
                 device=device,
                 num_replicates=args.bootstrap,
+                groups=groups.get(name),
                 progress=bar.update,
             )
     command_line.stop(lambda: publish(args, model, reports))
@@ -51,6 +59,13 @@ def parse_args() -> argparse.Namespace:
         required=True,
         metavar="NAME=PATH",
         help="verification set (.bin); repeat for several",
+    )
+    parser.add_argument(
+        "--groups",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help='groups of a set, lines "PERSON GROUP" or "IMAGE-NUMBER GROUP": errors by group',
     )
     parser.add_argument("--plot", metavar="PATH", help="draw the sets' ROC curves into this file")
     command_line.add_arguments(parser)
@@ -87,14 +102,14 @@ def publish(args: argparse.Namespace, model: SavedModel, reports: dict[str, SetR
             print(f"report: {page}")
 
 
-def _named_paths(sets: list[str]) -> dict[str, Path]:
+def _named_paths(option: str, sets: list[str]) -> dict[str, Path]:
     paths = {}
     for text in sets:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise ValueError(f"--set is {text!r}, expected NAME=PATH, as in lfw=data/lfw.bin")
+            raise ValueError(f"{option} is {text!r}, expected NAME=PATH, as in lfw=data/lfw.bin")
         if name in paths:
-            raise ValueError(f"--set names {name!r} twice, expected each name once")
+            raise ValueError(f"{option} names {name!r} twice, expected each name once")
         paths[name] = Path(path)
     return paths
 

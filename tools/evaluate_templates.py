@@ -42,7 +42,7 @@ def main() -> None:
             model.network,
             templates,
             args.cache or Path(args.set) / "embeddings",
-            digest=model.digest,
+            digest=model.embeds_as,
             image_size=model.settings.image_size,
             batch_size=args.batch_size,
             device=device,

@@ -9,10 +9,11 @@ Probes and gallery are folders with a folder per identity, equal names being one
 lists with "path" and "id", or TinyFace's own .mat lists. Without --gallery every probe is searched
 for by every other image of its person, alone among the distractors (MegaFace). Scores are kept in
 blocks, never as a matrix. --report writes report.html with its plots, and tables in Markdown and
-LaTeX.
+LaTeX. Unreadable images are named and left out.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +80,26 @@ def embed(
         return embed_to_folder(
             model.network,
             images,
-            Path(args.cache) / f"{name}_{model.digest[:12]}",
-            settings={"weights": model.digest, "image_size": str(size)},
+            Path(args.cache) / f"{name}_{model.embeds_as[:12]}",
+            settings={"weights": model.embeds_as, "image_size": str(size)},
             batch_size=args.batch_size,
             device=device,
+            keep_unreadable=True,
             progress=bar.update,
         )
+
+
+def without_unreadable(faces: FaceList, rows_ID: np.ndarray) -> tuple[FaceList, np.ndarray]:
+    """Without the images that have no embedding.
+
+    Raises:
+        ValueError: none is left.
+    """
+    known_I = np.isfinite(rows_ID).all(axis=1)
+    if not known_I.any():
+        raise ValueError(f"none of {len(known_I)} images is readable, {faces.paths[0]} among them")
+    kept = np.flatnonzero(known_I)
+    return faces.take(kept), rows_ID[kept]
 
 
 def publish(
@@ -100,6 +115,12 @@ def publish(
         name: np.concatenate([rows for _, rows in unit_parts(parts)])
         for name, parts in stored.items()
     }
+    unreadable = [(name, *each) for name, parts in stored.items() for each in parts.unreadable]
+    for name, where, why in unreadable:
+        print(f"left out of {name}: {where}: {why}", file=sys.stderr)
+    for name in lists:
+        faces, rows_ID = without_unreadable(lists[name], embedded[name])
+        lists, embedded = {**lists, name: faces}, {**embedded, name: rows_ID}
     result = identify_faces(lists, embedded, device=device, num_replicates=args.bootstrap)
     facts = {"model": str(model.path), "weights_sha256": model.digest}
     sizes = {name: len(faces.paths) for name, faces in lists.items()}
@@ -108,7 +129,8 @@ def publish(
         print(f"{counts} ({result.summary['protocol']})")
         for k, rate in result.summary["rank"].items():
             print(f"rank-{k}: {'-' if rate is None else f'{rate:.2%}'}")
-    write_json(args.json, {**facts, "images": sizes, **result.summary})
+    left_out = [{"list": name, "image": where, "reason": why} for name, where, why in unreadable]
+    write_json(args.json, {**facts, "images": sizes, "unreadable": left_out, **result.summary})
     if args.report:
         facts = {
             **model_facts(model.path, model.digest, model.settings),

@@ -7,8 +7,9 @@ Without --pairs: every pair of images of one identity, and as many pairs of diff
 drawn with --seed; the two kinds alternate. With --pairs: the pairs of that list, in LFW's format
 (its first line is "folds pairs-of-each-kind-per-fold"). Where its order would leave a tenth of the
 pairs with one kind only, the kinds are written in turn.
-OUT.bin.identities.json says who is in the pictures, for reports and for intervals over people.
-Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is.
+OUT.bin.identities.json says who is in the pictures, for reports, for intervals over people and for
+evaluate.py --groups. Images are stored as JPEG of --image-size; a JPEG that has this size is stored
+as it is. Pairs with an unreadable image are left out, and said.
 """
 
 import sys
@@ -51,11 +52,18 @@ def main() -> None:
     owner = {path: name for name, paths in identities.items() for path in paths}
     used = dict.fromkeys(path for first, second, _ in pairs for path in (first, second))
     payloads = {}
+    left_out: list[tuple[Path, str]] = []
     for path in tqdm(used, desc="images", unit=" images", disable=None):
         try:
             payloads[path] = prepare(path.read_bytes(), args.image_size)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}: repair or remove the file") from error
+        except (ValueError, OSError) as error:
+            left_out.append((path, str(error)))
+    num_wanted = len(pairs)
+    pairs = [pair for pair in pairs if pair[0] in payloads and pair[1] in payloads]
+    for path, why in left_out:
+        print(f"left out: {path}: {why}", file=sys.stderr)
+    if not pairs:
+        raise ValueError(f"{args.folder}: none of the {num_wanted} pairs is readable")
     same = [flag for *_, flag in pairs]
     write_pairs(
         args.out,
@@ -63,12 +71,14 @@ def main() -> None:
         same,
         names=[(owner[first], owner[second]) for first, second, _ in pairs],
     )
-    people = {owner[path] for path in used}
+    people = {owner[path] for path in payloads}
     report: dict[str, Any] = {
         "identities": len(people),
-        "images": len(used),
+        "images": len(payloads),
         "pairs": len(pairs),
         "same_pairs": sum(same),
+        "pairs_left_out": num_wanted - len(pairs),
+        "left_out": [{"image": str(path), "reason": why} for path, why in left_out],
     }
     if len(people) < len(identities):
         report["identities_in_folder"] = len(identities)
@@ -76,8 +86,9 @@ def main() -> None:
         report["remark"] = remark
     if args.json != "-":
         print(
-            f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(used)} images of"
+            f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(payloads)} images of"
             f" {len(people)} identities, of {len(identities)} in the folder"
+            + (f"; {num_wanted - len(pairs)} pairs left out" if left_out else "")
         )
     if remark:
         print(remark, file=sys.stderr if args.json == "-" else sys.stdout)

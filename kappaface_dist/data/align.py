@@ -20,6 +20,12 @@ REFERENCE_52 = np.array(
 REFERENCE_SIZE = 112
 
 
+def reference_points(image_size: int) -> np.ndarray:
+    """Where the five points come to lie in image_size x image_size pixels, [5, 2]."""
+    # From the centres of pixels at 112 to those at another size: half a pixel stays half a pixel.
+    return (REFERENCE_52 + 0.5) * (image_size / REFERENCE_SIZE) - 0.5
+
+
 def similarity(source_52: np.ndarray, target_52: np.ndarray) -> np.ndarray:
     """The rotation, scale and shift [2, 3] that bring source closest to target.
 
@@ -62,7 +68,5 @@ def align_face(pixels_HW3: np.ndarray, points_52: np.ndarray, image_size: int) -
     Raises:
         ValueError: the points are all one point.
     """
-    # From the centres of pixels at 112 to those at another size: half a pixel stays half a pixel.
-    reference_52 = (REFERENCE_52 + 0.5) * (image_size / REFERENCE_SIZE) - 0.5
-    matrix_23 = similarity(points_52.astype(np.float64), reference_52)
+    matrix_23 = similarity(points_52.astype(np.float64), reference_points(image_size))
     return warp(pixels_HW3, matrix_23, image_size, image_size)

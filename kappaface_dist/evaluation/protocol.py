@@ -4,10 +4,13 @@ Shapes: P pairs, T thresholds, F folds.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from kappaface_dist.evaluation.folds import NUM_FOLDS, fold_numbers
+
+Number = TypeVar("Number", float, np.ndarray)
 
 # The grid on which the field looks for its threshold: squared distances of unit vectors, 0 to 4.
 FIELD_THRESHOLDS_T = np.arange(0, 4, 0.01)
@@ -34,6 +37,8 @@ class CurveNumbers:
     Attributes:
         curve: None where all pairs are of one kind.
         tar_at_far: with the keys "1e-1" to "1e-6", None where there are not enough different pairs.
+        distance_at_far: the threshold of each of those: pairs at most so far apart are accepted.
+            None also where the closest pairs, which are tied, are too many for the rate.
         note: why numbers are missing, empty when none is.
     """
 
@@ -41,6 +46,7 @@ class CurveNumbers:
     auc: float | None
     eer: float | None
     tar_at_far: dict[str, float | None]
+    distance_at_far: dict[str, float | None]
     note: str
 
 
@@ -51,12 +57,14 @@ def curve_numbers(distance_P: np.ndarray, same_P: np.ndarray) -> CurveNumbers:
     if num_different in (0, len(same_P)):
         kind = "different people" if num_different else "the same person"
         note = f"all {len(same_P)} pairs are of {kind}"
-        return CurveNumbers(None, None, None, dict.fromkeys(names), note)
+        return CurveNumbers(None, None, None, dict.fromkeys(names), dict.fromkeys(names), note)
     curve = roc(distance_P, same_P)
     rates = {name: tar_at_far(curve, num_different, far) for name, far in names.items()}
+    thresholds = {n: distance_at_far(curve, num_different, far) for n, far in names.items()}
     missing = ", ".join(name for name, rate in rates.items() if rate is None)
     note = f"{num_different} different pairs are not enough for FAR {missing}" if missing else ""
-    return CurveNumbers(curve, area_under(curve), equal_error_rate(curve), rates, note)
+    area, equal = area_under(curve), equal_error_rate(curve)
+    return CurveNumbers(curve, area, equal, rates, thresholds, note)
 
 
 def fold_accuracies(
@@ -163,7 +171,28 @@ def tar_at_far(curve: Roc, num_different: int, far: float) -> float | None:
     # 1e-9: a rate such as 3 / 3000 must not miss 1e-3 by its rounding.
     if far * num_different < 1 - 1e-9:
         return None
-    return float(curve.tar_T[np.flatnonzero(curve.far_T <= far * (1 + 1e-9))[-1]])
+    return float(curve.tar_T[loosest_thresholds(curve, np.array([far]))[0]])
+
+
+def distance_at_far(curve: Roc, num_different: int, far: float) -> float | None:
+    """The loosest threshold whose false accept rate is at most far, tar_at_far's own.
+
+    None where there are not enough pairs, or where no pair can be accepted at such a rate.
+    """
+    if far * num_different < 1 - 1e-9:
+        return None
+    threshold = float(curve.threshold_T[loosest_thresholds(curve, np.array([far]))[0]])
+    return threshold if np.isfinite(threshold) else None
+
+
+def loosest_thresholds(curve: Roc, far_X: np.ndarray) -> np.ndarray:
+    """Positions in the curve of the loosest thresholds whose false accept rate is at most far."""
+    return np.searchsorted(curve.far_T, far_X * (1 + 1e-9), side="right") - 1
+
+
+def as_cosine(distance: Number) -> Number:
+    """The cosine of two unit vectors at this squared distance; a number or an array of them."""
+    return 1 - distance / 2
 
 
 def rate_name(far: float) -> str:

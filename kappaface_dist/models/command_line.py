@@ -14,7 +14,11 @@ from kappaface_dist.parallel import ranks as parallel
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model, which comes first."""
-    parser.add_argument("model", metavar="MODEL", help="exported backbone, checkpoint or run")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="exported backbone (.safetensors, .onnx, .pt2), its folder, checkpoint or run",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

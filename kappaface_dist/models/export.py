@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
+from kappaface_dist.models.metadata import input_facts
 from kappaface_dist.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,11 @@ class BackboneSettings:
             metadata["name"],
             int(metadata["embedding_size"]),
             int(metadata["image_size"]),
-            *(json.loads(metadata.get(key, "null")) for key in ("depths", "widths")),
+            # "None": as exports of earlier versions have it where nothing was set.
+            *(
+                json.loads(metadata.get(key, "null").replace("None", "null"))
+                for key in ("depths", "widths")
+            ),
         )
 
 
@@ -67,10 +72,15 @@ def save_backbone(
     image_size: int,
     depths: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Write the parameters and buffers of build_backbone(name, ...); whole or not at all.
 
-    model is the network itself, without a wrapper of DDP or torch.compile around it.
+    The same arguments give the same bytes.
+
+    Args:
+        model: the network itself, without a wrapper of DDP or torch.compile around it.
+        facts: what else the file is to say of itself (metadata.py).
     """
     settings = BackboneSettings(name, embedding_size, image_size, depths, widths)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -78,11 +88,36 @@ def save_backbone(
         expected = settings.build()
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     with whole_file(Path(path)) as unfinished:
-        metadata = settings.to_metadata() | {"weights_sha256": weights_digest(model)}
+        metadata = export_metadata(settings, model, facts)
         save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+        _sort_metadata(unfinished)
 
 
-def metadata_digest(metadata: dict[str, str]) -> str:
+def export_metadata(
+    settings: BackboneSettings, model: nn.Module, facts: Mapping[str, str] | None
+) -> dict[str, str]:
+    """All that an export says of itself: strings, what is not known left out."""
+    return {
+        **settings.to_metadata(),
+        **input_facts(settings.image_size),
+        "weights_sha256": weights_digest(model),
+        **(facts or {}),
+    }
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: its writer has another one in each process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the same header takes more room"
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def metadata_digest(metadata: Mapping[str, str]) -> str:
     """SHA-256 over what an exported file says of itself, but for this very number."""
     content = sorted(item for item in metadata.items() if item[0] != SEAL)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -97,6 +132,12 @@ def weights_digest(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What an exported .safetensors file says of itself."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def load_backbone(path: str | os.PathLike[str]) -> tuple[nn.Module, BackboneSettings]:

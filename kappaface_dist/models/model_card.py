@@ -1,22 +1,13 @@
 """A model card: what a model is, what it was trained on, how good it is, how it is used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from kappaface_dist.evaluation.protocol import FALSE_ACCEPT_RATES, rate_name
+from kappaface_dist.evaluation.reports.names import in_markdown
 from kappaface_dist.models.saved_model import SavedModel
-from kappaface_dist.models.summary_file import read_summary
-
-
-def find_summary(model: SavedModel) -> dict[str, Any] | None:
-    """summary.json of the run that the model is from, if the run has finished.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = model.path.resolve().parents[1] / "summary.json"
-    return read_summary(path) if path.is_file() else None
 
 
 def model_card(
@@ -46,7 +37,7 @@ def model_card(
         _results(summary, evaluation),
         "## Limits\n\nThe numbers hold for images like those of the sets above. How well people of"
         " different origin, age or image quality are told apart was not measured separately; a"
-        " threshold has to be chosen on images of the intended use.",
+        " threshold holds for images like those of the set that it was measured on.",
     ]
     if model.config is not None:
         text = yaml.safe_dump(model.config, sort_keys=False)
@@ -93,6 +84,7 @@ def _results(summary: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | 
         f"| :-- | {' | '.join(['--:'] * (4 + len(rates)))} |",
     ]
     for name, result in sets.items():
+        name = in_markdown(name)
         accuracy = _percent(result["accuracy"])
         if result["accuracy"] is not None:
             accuracy += f" ± {100 * result['accuracy_std']:.2f}"
@@ -100,7 +92,39 @@ def _results(summary: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | 
         cells += [_percent(result["tar_at_far"].get(rate)) for rate in rates]
         lines.append(f"| {name} | {result['num_pairs']} | {' | '.join(cells)} |")
     lines.append("\nPercent; accuracy over ten folds, – where the set has not enough pairs.")
-    return "## Results\n\n" + "\n".join(lines)
+    return "## Results\n\n" + "\n".join(lines) + _thresholds(sets)
+
+
+def _thresholds(sets: Mapping[str, Any]) -> str:
+    """A table of the thresholds; empty where no set has one."""
+    rates = [
+        rate
+        for rate in map(rate_name, FALSE_ACCEPT_RATES)
+        if any(result.get("threshold_at_far", {}).get(rate) is not None for result in sets.values())
+    ]
+    if not rates:
+        return ""
+    lines = [
+        f"| one person from this cosine on | {' | '.join(f'FAR {rate}' for rate in rates)} |",
+        f"| :-- | {' | '.join(['--:'] * len(rates))} |",
+    ]
+    for name, result in sets.items():
+        found = result.get("threshold_at_far", {})
+        bounds = (result.get("intervals") or {}).get("threshold_at_far", {})
+        cells = [_cosine(found.get(rate), bounds.get(rate)) for rate in rates]
+        lines.append(f"| {in_markdown(name)} | {' | '.join(cells)} |")
+    lines.append(
+        "\nFAR: the share of the set's pairs of different people that are taken for one person;"
+        " brackets: 95 % bootstrap intervals over identities."
+    )
+    return "\n\n" + "\n".join(lines)
+
+
+def _cosine(cosine: float | None, interval: Sequence[float] | None) -> str:
+    if cosine is None:
+        return "–"
+    bounds = "" if interval is None else f" [{interval[0]:.3f}–{interval[1]:.3f}]"
+    return f"{cosine:.3f}{bounds}"
 
 
 def _percent(share: float | None) -> str:

@@ -10,9 +10,9 @@ Shapes: B images, D embedding size, H W image size.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from kappaface_dist.models.export import BackboneSettings, weights_digest
+from kappaface_dist.models.export import BackboneSettings, export_metadata
+from kappaface_dist.models.exported import import_runtime
 from kappaface_dist.whole_files import whole_file
 
-# ONNX 1.18 and onnxruntime 1.23 (2025) brought it.
-OPSET = 23
+# The lowest that all our networks need, so that the most programs open them: PyTorch's exporter
+# writes none below. ONNX 1.13 and onnxruntime 1.14 (2023) brought it.
+OPSET = 18
 CHECKED_BATCHES = (1, 2, 7, 64)
 # Largest difference of a component from PyTorch's, and for float16 the smallest cosine.
 TOLERANCE = 1e-4
@@ -39,11 +41,13 @@ class Comparison:
         difference: largest absolute difference of a component, in units of the embedding's root
             mean square where that is above 1, so that it does not grow with the embedding.
         cosine: smallest cosine between the two embeddings of an image.
+        opset: of ONNX, read back from the file; None for another format.
     """
 
     batches: tuple[int, ...]
     difference: float
     cosine: float
+    opset: int | None = None
 
 
 def export_onnx(
@@ -53,18 +57,28 @@ def export_onnx(
     *,
     half: bool = False,
     opset: int = OPSET,
+    facts: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Write model as ONNX and compare it, run by onnxruntime, with PyTorch.
 
     Args:
         model: the bare network on the CPU, in eval mode.
         half: weights and arithmetic in float16.
+        opset: what the file must be of.
+        facts: what else the file is to say of itself (metadata.py).
 
     Raises:
+        ValueError: this opset cannot be written.
         RuntimeError: onnx, onnxscript or onnxruntime are not installed; or the exported model's
             embeddings are not PyTorch's (the file is then not left behind).
     """
     onnx, runtime = _import_onnx(), import_runtime()
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise ValueError(
+            f"the opset is {opset}, expected {OPSET} to {newest}: PyTorch's exporter writes nothing"
+            f" older than {OPSET}, the installed onnx knows nothing newer than {newest}"
+        )
     example = torch.zeros(2, 3, settings.image_size, settings.image_size)
     with _quiet():
         program = torch.onnx.export(
@@ -87,13 +101,20 @@ def export_onnx(
         converted = OnnxModel(convert_float_to_float16(graph, keep_io_types=True))
         converted.topological_sort()  # the conversion puts its casts last, ONNX wants them in order
         graph = converted.model
-    facts = {**vars(settings), "weights_sha256": weights_digest(model)}
-    onnx.helper.set_model_props(graph, {key: str(value) for key, value in facts.items()})
+    _leave_out_traces(graph)
+    onnx.helper.set_model_props(graph, export_metadata(settings, model, facts))
     onnx.checker.check_model(graph)
+    found_opset = {entry.domain: entry.version for entry in graph.opset_import}[""]
+    if found_opset != opset:
+        raise ValueError(
+            f"opset {opset} was asked for and the exporter wrote {found_opset}: ask for {OPSET} or"
+            f" {found_opset}"
+        )
     with whole_file(Path(path)) as unfinished:
         onnx.save(graph, unfinished)
         session = runtime.InferenceSession(str(unfinished), providers=["CPUExecutionProvider"])
         found = compare(lambda image: session.run(None, {"image": image})[0], model, settings)
+        found = replace(found, opset=found_opset)
         _check(found, Path(path), half)
     return found
 
@@ -124,15 +145,13 @@ def compare(
     return Comparison(CHECKED_BATCHES, difference, cosine)
 
 
-def import_runtime() -> Any:
-    """The module onnxruntime."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeError(
-            "ONNX models are run by onnxruntime: pip install 'kappaface_dist[export]'"
-        ) from error
-    return onnxruntime
+def _leave_out_traces(graph: Any) -> None:
+    """Take out where in whose folders each operator was called: no reader of the file needs it."""
+    parts = [graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.initializer]
+    parts += [*graph.graph.input, *graph.graph.output]
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def _import_onnx() -> Any:

@@ -3,6 +3,8 @@
 Shapes: C classes, K classes of this shard.
 """
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,20 @@ from kappaface_dist.commands import write_json
 from kappaface_dist.config.file import to_dict
 from kappaface_dist.config.keys import Config
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
+from kappaface_dist.evaluation.reports.names import one_line
+from kappaface_dist.evaluation.reports.pair_set import SetReport
 from kappaface_dist.evaluation.reports.plots import plot_roc
-from kappaface_dist.models.export import save_backbone
+from kappaface_dist.models.export import save_backbone, weights_digest
+from kappaface_dist.models.metadata import learnt_facts
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
 from kappaface_dist.training.metrics import Reporter, read_metrics
-from kappaface_dist.training.verification import baselines, write_verification
+from kappaface_dist.training.verification import baselines, describe_sets, write_verification
+from kappaface_dist.whole_files import whole_file
 
 matplotlib.use("Agg")
+logger = logging.getLogger(__name__)
 # More classes than this are thinned out evenly for the pictures.
 MAX_PLOTTED_CLASSES = 100_000
 
@@ -41,9 +48,33 @@ def write_report(
 ) -> dict[str, Any]:
     """Write everything into the run folder and return the summary; collective."""
     folder = job.config.folder
-    untrained, pixels = baselines(job)
+    untrained, pixels = baselines(job, results)
     classes = class_table(job)
     head = job.head.summary()
+    export = folder / "export" / "backbone.safetensors"
+    problems: list[str] = []
+    described: dict[str, SetReport] = {}
+    first = parallel.rank() == 0
+    settings = vars(backbone_settings(job.config))
+    facts = learnt_facts(
+        images=job.catalog.num_images,
+        identities=job.catalog.num_classes,
+        verification={name: result.summary() for name, result in results.items()},
+    )
+    parallel.agree(
+        lambda: save_backbone(export, job.network, **settings, facts=facts) if first else None
+    )
+    if first:
+        problems += attempt("plots", lambda: draw_plots(folder, classes, results))
+        problems += attempt(
+            "intervals of the verification sets",
+            lambda: described.update(describe_sets(job, results, pixels)),
+        )
+        if described:
+            problems += attempt(
+                "the report on the verification sets",
+                lambda: write_verification(job, results, described, export),
+            )
     summary = {
         "world_size": parallel.world_size(),
         "steps": steps,
@@ -54,18 +85,34 @@ def write_report(
         "images": job.catalog.num_images,
         "corrupt_images": sum(parallel.gather_objects(job.loader.num_corrupt)),
         "margin": {name: head[f"margin_{name}"] for name in ("min", "mean", "max")},
-        "verification": {name: result.summary() for name, result in results.items()},
+        "weights_sha256": weights_digest(job.network),
+        "verification": {
+            name: described[name].summary() if name in described else result.summary()
+            for name, result in results.items()
+        },
         "baselines": {"untrained": untrained, "pixels": pixels},
+        "problems": problems,
     }
-    if parallel.rank() == 0:
-        export = folder / "export" / "backbone.safetensors"
-        save_backbone(export, job.network, **vars(backbone_settings(job.config)))
-        draw_plots(folder, classes, results)
+    if first:
+        # Last: a run with a summary is finished, and nothing of it is written again.
         write_json(str(folder / "summary.json"), summary)
-        if results:
-            write_verification(job, results, pixels, export)
     parallel.barrier()
     return summary
+
+
+def attempt(name: str, write: Callable[[], object]) -> list[str]:
+    """Call write(); a fault of any kind is logged and handed back as a sentence: [] for none.
+
+    For what a finished training can do without: its weights and numbers are not to be lost to it.
+    """
+    try:
+        write()
+    except Exception as error:
+        problem = f"{name} could not be written ({type(error).__name__}: {error})"
+        expected = isinstance(error, (ValueError, OSError))
+        logger.error("%s: the run is finished without it", problem, exc_info=not expected)
+        return [problem]
+    return []
 
 
 def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | None:
@@ -122,7 +169,8 @@ def draw_plots(
 def _draw(path: Path, draw: Any) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
     draw(figure.add_subplot())
-    figure.savefig(path)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def _loss(axes: Axes, lines: list[dict[str, float]]) -> None:
@@ -183,11 +231,13 @@ def summary_table(summary: dict[str, Any]) -> str:
     if summary["verification"]:
         lines.append(f"{'verification set':<20}{'accuracy':>18}{'untrained':>12}{'raw pixels':>12}")
     for name, result in summary["verification"].items():
+        shown = one_line(name)
         if result["accuracy"] is None:
-            lines.append(f"{name:<20}{result['note']}")
+            lines.append(f"{shown:<20} {one_line(result['note'])}")
             continue
         accuracy = f"{result['accuracy']:.2%} ± {result['accuracy_std']:.2%}"
-        untrained = summary["baselines"]["untrained"][name]
-        pixels = summary["baselines"]["pixels"][name]
-        lines.append(f"{name:<20}{accuracy:>18}{untrained:>12.2%}{pixels:>12.2%}")
+        others = [summary["baselines"][kind][name] for kind in ("untrained", "pixels")]
+        cells = "".join(f"{'-' if share is None else f'{share:.2%}':>12}" for share in others)
+        lines.append(f"{shown:<20}{accuracy:>18}{cells}")
+    lines += summary.get("problems", [])
     return "\n".join(lines)

@@ -141,7 +141,7 @@ class Trainer:
         )
         for name, result in self.results.items():
             if result.accuracy is None:
-                logger.info("step %d: %s: %s", self.state.step, name, result.note)
+                logger.warning("step %d: %s: %s", self.state.step, name, result.note)
             else:
                 self.metrics[f"accuracy/{name}"] = result.accuracy
         if self.metrics:

@@ -30,7 +30,7 @@ def embed_images(
     device: torch.device,
     describe: Callable[[int], str] = "image {}".format,
     progress: Callable[[int], object] | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Unit embeddings of all images, each the normalised sum over the image and its mirror image.
 
     The ranks share the images by whole batches, so a batch and with it every number is the same
@@ -45,7 +45,7 @@ def embed_images(
         progress: called with the number of images that this rank has finished since the last call.
 
     Returns:
-        embedding_MD, float64, on every rank.
+        embedding_MD and length_M, the lengths before they were made 1, float64, on every rank.
 
     Raises:
         ValueError: an image is not readable (on every rank, whichever found it).
@@ -66,7 +66,9 @@ def embed_images(
         embeddings = []
         own = [batches[number] for number in parallel.even_share(len(batches))]
         for pixels in decoded_ahead(own, decode):
-            embeddings.append(nn.functional.normalize(sum_over_flips(model, pixels, device), dim=1))
+            sum_BD = sum_over_flips(model, pixels, device)
+            unit_BD = nn.functional.normalize(sum_BD, dim=1)
+            embeddings.append(torch.cat([unit_BD, sum_BD.norm(dim=1, keepdim=True)], dim=1))
             if progress is not None:
                 progress(len(pixels))
         return embeddings
@@ -75,7 +77,8 @@ def embed_images(
         embeddings = parallel.agree(embed_share)
     rows = _gather(embeddings, len(batches), batch_size, len(distinct), device)
     row_of = {payloads[index]: row for row, index in enumerate(distinct)}
-    return rows[[row_of[payload] for payload in payloads]]
+    rows = rows[[row_of[payload] for payload in payloads]]
+    return np.ascontiguousarray(rows[:, :-1]), rows[:, -1]
 
 
 def sum_over_flips(

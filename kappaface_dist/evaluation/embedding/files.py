@@ -54,8 +54,12 @@ def open_images(place: str | Path) -> LabelledImages:
 
 
 def write_npy(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
-    """embeddings.npy, written part by part, and images.jsonl with a line per row."""
+    """embeddings.npy, written part by part, and images.jsonl with a line per row.
+
+    An image without an embedding has a row of NaN, and "problem" says why; null for the others.
+    """
     target, listed = folder / "embeddings.npy", folder / "images.jsonl"
+    problems = dict(stored.unreadable)
     with whole_file(target) as unfinished:
         array: np.ndarray | None = None
         for first, rows in unit_parts(stored):
@@ -65,15 +69,18 @@ def write_npy(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -
             array[first : first + len(rows)] = rows
         assert isinstance(array, np.memmap)
         array.flush()
-        with listed.open("w", encoding="utf-8") as file:
+        with whole_file(listed) as lines, lines.open("w", encoding="utf-8") as file:
             for i in range(dataset.count):
-                line = {"image": dataset.where(i), "label": dataset.label(i)}
+                where = dataset.where(i)
+                line = {"image": where, "label": dataset.label(i), "problem": problems.get(where)}
                 file.write(json.dumps(line) + "\n")
     return [target, listed]
 
 
 def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: LabelledImages) -> list[Path]:
-    """embeddings.parquet: columns image, label, embedding (a list of D float32).
+    """embeddings.parquet: columns image, label, problem, embedding (a list of D float32).
+
+    An image without an embedding has one of NaN, and problem says why; null for the others.
 
     Raises:
         RuntimeError: pyarrow is not installed.
@@ -86,6 +93,7 @@ def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: LabelledImage
             "Parquet files are written with pyarrow: pip install 'kappaface_dist[parquet]'"
         ) from error
     target = folder / "embeddings.parquet"
+    problems = dict(stored.unreadable)
     with whole_file(target) as unfinished, ExitStack() as stack:
         writer = None
         for first, rows in unit_parts(stored):
@@ -94,6 +102,9 @@ def write_parquet(folder: Path, stored: StoredEmbeddings, dataset: LabelledImage
             table = pa.table(
                 {
                     "image": pa.array([dataset.where(i) for i in numbers], type=pa.string()),
+                    "problem": pa.array(
+                        [problems.get(dataset.where(i)) for i in numbers], type=pa.string()
+                    ),
                     "label": pa.array([dataset.label(i) for i in numbers], type=pa.int64()),
                     "embedding": pa.FixedSizeListArray.from_arrays(values, rows.shape[1]),
                 }

@@ -18,8 +18,10 @@ from kappaface_dist.evaluation.folds import order_for_folds
 from kappaface_dist.evaluation.protocol import (
     Roc,
     area_under,
+    as_cosine,
     equal_error_rate,
     fold_accuracies,
+    loosest_thresholds,
     roc,
 )
 from kappaface_dist.evaluation.resampling import (
@@ -37,6 +39,8 @@ class Intervals:
     """Percentile intervals (low, high); None where the number itself is missing.
 
     Attributes:
+        distance_at_far: of the thresholds; a replicate that can accept no pair at the rate counts
+            as distance 0. None where the curves of the replicates have no thresholds.
         num_identities: people, or what stands for them, that were resampled.
     """
 
@@ -46,6 +50,7 @@ class Intervals:
     auc: tuple[float, float]
     eer: tuple[float, float]
     tar_at_far: dict[str, tuple[float, float] | None]
+    distance_at_far: dict[str, tuple[float, float] | None]
     band: Band
 
     def summary(self) -> dict[str, Any]:
@@ -58,6 +63,15 @@ class Intervals:
             "auc": self.auc,
             "eer": self.eer,
             "tar_at_far": self.tar_at_far,
+            "threshold_at_far": self.threshold_at_far,
+        }
+
+    @property
+    def threshold_at_far(self) -> dict[str, tuple[float, float] | None]:
+        """The thresholds' intervals as cosines."""
+        return {
+            rate: None if ends is None else (as_cosine(ends[1]), as_cosine(ends[0]))
+            for rate, ends in self.distance_at_far.items()
         }
 
 
@@ -143,16 +157,22 @@ def curve_intervals(
     band_far_T = np.geomspace(1 / num_different, 1, max(2, round(decades * BAND_POINTS) + 1))
     far_of = {name: float(name) for name, rate in rates.items() if rate is not None}
     far_X = np.array([*far_of.values(), *band_far_T])
-    areas, equal_errors, tars = [], [], []
+    areas, equal_errors, tars, thresholds = [], [], [], []
     for curve in curves:
+        last_X = loosest_thresholds(curve, far_X)
         areas.append(area_under(curve))
         equal_errors.append(equal_error_rate(curve))
-        tars.append(_tar_at(curve, far_X))
+        tars.append(curve.tar_T[last_X])
+        thresholds.append(np.maximum(curve.threshold_T[last_X[: len(far_of)]], 0.0))
     if not areas:
         return None
     low, high = percentiles(np.array(tars))
     named: dict[str, tuple[float, float] | None] = dict.fromkeys(rates)
     named |= {name: (float(low[i]), float(high[i])) for i, name in enumerate(far_of)}
+    distances: dict[str, tuple[float, float] | None] = dict.fromkeys(rates)
+    if not np.isnan(thresholds).any():
+        near, far = percentiles(np.array(thresholds))
+        distances |= {name: (float(near[i]), float(far[i])) for i, name in enumerate(far_of)}
     return Intervals(
         num_identities=num_identities,
         num_replicates=len(areas),
@@ -160,6 +180,7 @@ def curve_intervals(
         auc=_pair(areas),
         eer=_pair(equal_errors),
         tar_at_far=named,
+        distance_at_far=distances,
         band=Band(band_far_T, low[len(far_of) :], high[len(far_of) :]),
     )
 
@@ -168,12 +189,6 @@ def pair_weights(times_I: np.ndarray, identity_P2: np.ndarray) -> np.ndarray:
     """How often each pair counts when identity i was drawn times_I[i] times."""
     first_P, second_P = times_I[identity_P2[:, 0]], times_I[identity_P2[:, 1]]
     return np.where(identity_P2[:, 0] == identity_P2[:, 1], first_P, first_P * second_P)
-
-
-def _tar_at(curve: Roc, far_X: np.ndarray) -> np.ndarray:
-    """The true accept rate at the loosest threshold whose false accept rate is at most far."""
-    last_X = np.searchsorted(curve.far_T, far_X * (1 + 1e-9), side="right") - 1
-    return curve.tar_T[last_X]
 
 
 def _pair(values_R: list[float]) -> tuple[float, float]:

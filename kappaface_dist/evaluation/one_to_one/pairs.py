@@ -15,10 +15,13 @@ from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.embed import embed_images
 from kappaface_dist.evaluation.folds import order_for_folds
 from kappaface_dist.evaluation.protocol import (
+    FALSE_ACCEPT_RATES,
     Roc,
+    as_cosine,
     best_accuracy,
     curve_numbers,
     fold_accuracies,
+    rate_name,
 )
 from kappaface_dist.evaluation.sets.pair_file import PairFile
 
@@ -31,8 +34,9 @@ class PairResult:
     """What a set of pairs says about a model; None stands for what the set cannot say.
 
     accuracy is the mean over ten folds, accuracy_std its standard deviation over them; tar_at_far
-    has the keys "1e-1" to "1e-6", None where there are not enough different pairs. note says why
-    numbers are missing, or what was done to have them; it is empty when there is nothing to say.
+    has the keys "1e-1" to "1e-6", None where there are not enough different pairs, and so has
+    threshold_at_far: the cosine from which on a pair is called the same. note says why numbers are
+    missing, or what was done to have them; it is empty when there is nothing to say.
     """
 
     num_pairs: int
@@ -42,9 +46,22 @@ class PairResult:
     auc: float | None
     eer: float | None
     tar_at_far: dict[str, float | None]
+    threshold_at_far: dict[str, float | None]
     note: str
     distance_P: np.ndarray
     roc: Roc | None
+    length_P2: np.ndarray | None = None
+
+    def operating_point(self, far: str) -> tuple[str, float] | None:
+        """The false accept rate nearest to far that has a threshold, not below far, and that.
+
+        The threshold is a cosine; None where no rate has one.
+        """
+        for rate in sorted(self.threshold_at_far, key=float):
+            cosine = self.threshold_at_far[rate]
+            if cosine is not None and float(rate) >= float(far):
+                return rate, cosine
+        return None
 
     def summary(self) -> dict[str, Any]:
         """The numbers without the arrays, ready for JSON."""
@@ -54,6 +71,7 @@ class PairResult:
             "auc": self.auc,
             "eer": self.eer,
             "tar_at_far": self.tar_at_far,
+            "threshold_at_far": self.threshold_at_far,
             "num_pairs": self.num_pairs,
             "num_same": self.num_same,
             "note": self.note,
@@ -79,7 +97,7 @@ def evaluate_pairs(
     Raises:
         ValueError: an image of the set is not readable.
     """
-    embedding_MD = embed_images(
+    embedding_MD, length_M = embed_images(
         model,
         pairs.payloads,
         image_size=image_size,
@@ -89,11 +107,17 @@ def evaluate_pairs(
         progress=progress,
     )
     difference_PD = embedding_MD[0::2] - embedding_MD[1::2]
-    return score_pairs(np.square(difference_PD).sum(axis=1), pairs.same_P)
+    distance_P = np.square(difference_PD).sum(axis=1)
+    return score_pairs(distance_P, pairs.same_P, length_M.reshape(-1, 2))
 
 
-def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
+def score_pairs(
+    distance_P: np.ndarray, same_P: np.ndarray, length_P2: np.ndarray | None = None
+) -> PairResult:
     """All numbers from squared distances of unit embeddings.
+
+    Args:
+        length_P2: of the embeddings before they were made unit ones, if known.
 
     Raises:
         ValueError: a distance is not finite.
@@ -124,9 +148,31 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
         auc=found.auc,
         eer=found.eer,
         tar_at_far=found.tar_at_far,
+        threshold_at_far={
+            rate: None if distance is None else as_cosine(distance)
+            for rate, distance in found.distance_at_far.items()
+        },
         note=note,
         distance_P=distance_P,
         roc=found.curve,
+        length_P2=length_P2,
+    )
+
+
+def not_evaluated(pairs: PairFile, why: str) -> PairResult:
+    """What stands for the numbers of a set that has none; its distances are empty."""
+    return PairResult(
+        num_pairs=pairs.num_pairs,
+        num_same=int(pairs.same_P.sum()),
+        accuracy=None,
+        accuracy_std=None,
+        auc=None,
+        eer=None,
+        tar_at_far=dict.fromkeys(map(rate_name, FALSE_ACCEPT_RATES)),
+        threshold_at_far=dict.fromkeys(map(rate_name, FALSE_ACCEPT_RATES)),
+        note=f"not evaluated: {why}",
+        distance_P=np.zeros(0),
+        roc=None,
     )
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import platform
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,12 +16,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kappaface_dist.data.images import decode_picture
+from kappaface_dist.evaluation.reports.names import in_file_name
 from kappaface_dist.evaluation.reports.table_formats import (
     Table,
     as_latex,
     as_markdown,
     split_interval,
 )
+from kappaface_dist.whole_files import write_whole
 
 PACKAGES = ("kappaface_dist", "torch", "numpy", "simplejpeg", "pillow")
 PICTURE_SIZE = 160  # pixels; larger pictures are shrunk, a page holds dozens
@@ -55,8 +56,10 @@ def read_picture(label: str, read: Callable[[], bytes | np.ndarray]) -> Picture:
     try:
         content = read()
         buffer = io.BytesIO()
-        pixels = decode_picture(content, PICTURE_SIZE) if isinstance(content, bytes) else content
-        image = Image.fromarray(pixels)
+        if isinstance(content, bytes):
+            # As the model saw it: a JPEG of any size is decoded at a fraction of it.
+            content = decode_picture(content, PICTURE_SIZE)
+        image = Image.fromarray(content)
         image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
         image.save(buffer, "JPEG", quality=92)
     except (OSError, ValueError) as error:
@@ -86,18 +89,17 @@ def write_page(
         comment: what the cells hold.
         content: what else the template shows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     markdown, latex = [], []
     for heading, table in tables.items():
         markdown.append((f"### {heading}\n\n" if heading else "") + as_markdown(table))
         latex.append(as_latex(table, f"{heading}: {comment}" if heading else comment))
-    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    (folder / "table.tex").write_text("\n".join(latex), encoding="utf-8")
+    write_whole(folder / "table.md", "\n".join(markdown))
+    write_whole(folder / "table.tex", "\n".join(latex))
     page = PAGES.get_template(template).render(
         title=title, facts={**facts, **versions()}, config=config, tables=tables, **content
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return path
 
 
@@ -118,13 +120,11 @@ def write_figures(folder: Path, drawn: Mapping[str, tuple[str, Figure]]) -> list
     Args:
         drawn: by the file's name, the caption and the figure.
     """
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
     images = []
     for stem, (caption, figure) in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-        name = re.sub(r"[^\w.-]", "_", stem)
-        (folder / "plots" / f"{name}.png").write_bytes(buffer.getvalue())
+        write_whole(folder / "plots" / f"{in_file_name(stem)}.png", buffer.getvalue())
         images.append((caption, buffer.getvalue()))
     return images
 

@@ -3,8 +3,15 @@
 from collections.abc import Mapping
 
 from kappaface_dist.evaluation.protocol import FALSE_ACCEPT_RATES, rate_name
+from kappaface_dist.evaluation.reports.group_section import group_note, group_table
+from kappaface_dist.evaluation.reports.names import one_line
 from kappaface_dist.evaluation.reports.pair_set import SetReport
-from kappaface_dist.evaluation.reports.table_formats import Table, as_text, with_interval
+from kappaface_dist.evaluation.reports.table_formats import (
+    MISSING,
+    Table,
+    as_text,
+    with_interval,
+)
 
 TEXT_RATES = ("1e-1", "1e-2", "1e-3", "1e-4")
 
@@ -24,8 +31,33 @@ def text_table(reports: Mapping[str, SetReport]) -> str:
                 _percent(report.pixels, " %"),
             ]
         )
-    notes = [f"{name}: {r.result.note}" for name, r in reports.items() if r.result.note]
+    notes = [one_line(f"{n}: {r.result.note}") for n, r in reports.items() if r.result.note]
+    thresholds = threshold_table(reports)
+    if thresholds is not None:
+        notes.append(as_text([thresholds.header, *thresholds.rows]))
+    for name, report in reports.items():
+        if report.groups is not None:
+            table = group_table(report.groups)
+            notes += [one_line(name), as_text([table.header, *table.rows])]
+            notes.append(group_note(report.groups))
     return "\n".join([as_text(rows), *notes])
+
+
+def threshold_table(reports: Mapping[str, SetReport]) -> Table | None:
+    """The cosine from which on a pair is called the same, a row per set; None if no set has one."""
+    rates = [
+        rate
+        for rate in map(rate_name, FALSE_ACCEPT_RATES)
+        if any(r.result.threshold_at_far[rate] is not None for r in reports.values())
+    ]
+    if not rates:
+        return None
+    table = Table(["same from this cosine on", *(f"FAR {rate}" for rate in rates)], [])
+    for name, report in reports.items():
+        bounds = {} if report.intervals is None else report.intervals.threshold_at_far
+        found = report.result.threshold_at_far
+        table.rows.append([name, *(_cosine(found[rate], bounds.get(rate)) for rate in rates)])
+    return table
 
 
 def paper_table(reports: Mapping[str, SetReport]) -> Table:
@@ -54,6 +86,13 @@ def _spread(mean: float | None, std: float | None, unit: str) -> str:
     if mean is None or std is None:
         return "-"
     return f"{100 * mean:.2f} ± {100 * std:.2f}{unit}"
+
+
+def _cosine(cosine: float | None, interval: tuple[float, float] | None) -> str:
+    if cosine is None:
+        return MISSING
+    bounds = "" if interval is None else f" [{interval[0]:.3f}–{interval[1]:.3f}]"
+    return f"{cosine:.3f}{bounds}"
 
 
 def _percent(share: float | None, unit: str) -> str:

@@ -6,6 +6,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from kappaface_dist.evaluation.reports.group_section import (
+    group_note,
+    group_table,
+    reject_figure,
+)
 from kappaface_dist.evaluation.reports.page import (
     Picture,
     PicturePair,
@@ -14,7 +19,7 @@ from kappaface_dist.evaluation.reports.page import (
     write_page,
 )
 from kappaface_dist.evaluation.reports.pair_set import HardPair, SetReport
-from kappaface_dist.evaluation.reports.pair_tables import paper_table
+from kappaface_dist.evaluation.reports.pair_tables import paper_table, threshold_table
 from kappaface_dist.evaluation.reports.plots import det_figure, histogram_figure, roc_figure
 from kappaface_dist.text_files import shown
 
@@ -42,6 +47,12 @@ def write_html_report(
         "det": ("Error trade-off (DET) of all sets", det_figure(curves, "DET", bands)),
     }
     sets = {f"set {name}": f"{r.path}, SHA-256 {r.sha256}" for name, r in reports.items()}
+    thresholds = threshold_table(reports)
+    rejected = {name: r.rejects for name, r in reports.items() if r.rejects is not None}
+    rejects = {}
+    if rejected:
+        caption = "Error against the share of rejected low-quality images"
+        rejects = {"rejects": (caption, reject_figure(rejected))}
     return write_page(
         folder,
         "pairs.html",
@@ -52,6 +63,13 @@ def write_html_report(
         comment=COMMENT,
         reports=reports,
         curves=write_figures(folder, drawn) if curves else [],
+        thresholds={} if thresholds is None else {"Thresholds": thresholds},
+        groups={
+            name: (group_table(r.groups), group_note(r.groups))
+            for name, r in reports.items()
+            if r.groups is not None
+        },
+        rejects=write_figures(folder, rejects),
         has_bands=bool(bands),
         scores={name: write_figures(folder, _histogram(name, r)) for name, r in reports.items()},
         false_matches={name: _pairs(r.false_matches) for name, r in reports.items()},
@@ -63,7 +81,12 @@ def _histogram(name: str, report: SetReport) -> dict[str, tuple[str, Figure]]:
     cosine_P, same_P = 1 - report.result.distance_P / 2, report.same_P
     scores = {"different": cosine_P[~same_P], "same": cosine_P[same_P]}
     title = f"Scores of {name}"
-    return {f"scores_{name}": (title, histogram_figure(scores, title))}
+    thresholds = {
+        f"FAR {rate}": cosine
+        for rate, cosine in report.result.threshold_at_far.items()
+        if cosine is not None
+    }
+    return {f"scores_{name}": (title, histogram_figure(scores, title, thresholds))}
 
 
 def _pairs(pairs: Sequence[HardPair]) -> list[PicturePair]:

@@ -13,13 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kappaface_dist.evaluation.protocol import Roc
+from kappaface_dist.evaluation.reports.names import in_picture
 from kappaface_dist.evaluation.resampling import Band
+from kappaface_dist.whole_files import whole_file
 
 # Ticks of the miss rate on a DET plot; the false accept rate goes by decades.
 MISS_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 RANK_TICKS = (1, 2, 5, 10, 20, 50, 100)
 MAX_POINTS = 2000
+MOST_IN_TITLE = 60
+# One for each false accept rate that a threshold may be for.
+LINE_STYLES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
 MAX_MARKERS = 30
 
 
@@ -33,8 +38,9 @@ def plot_roc(path: str | os.PathLike[str], curves: Mapping[str, Roc], title: str
         raise ValueError(
             f"there is no ROC to draw into {path}: no set has both same and different pairs"
         )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    roc_figure(curves, title).savefig(path)
+    figure = roc_figure(curves, title)
+    with whole_file(Path(path)) as unfinished:
+        figure.savefig(unfinished, format=Path(path).suffix[1:] or "png")
 
 
 def roc_figure(
@@ -45,12 +51,14 @@ def roc_figure(
     The axis starts at the smallest false accept rate above zero of any curve; a curve starts at its
     own, below which its set has no different pair to measure with. Intervals are shaded.
     """
-    figure, axes = _new_figure(title)
+    figure, axes = new_figure(title)
     smallest = 0.1
     for name, curve in curves.items():
         far_T, tar_T = _shown(curve, curve.far_T > 0)
         smallest = min(smallest, far_T[0])
-        line = axes.plot(far_T, tar_T, drawstyle="steps-post", linewidth=1.6, label=name)
+        line = axes.plot(
+            far_T, tar_T, drawstyle="steps-post", linewidth=1.6, label=in_picture(name)
+        )
         if bands and name in bands:
             band = bands[name]
             _shade(axes, band.far_T, band.low_T, band.high_T, line[0].get_color())
@@ -73,7 +81,7 @@ def det_figure(
     labels: tuple[str, str] = ("false accept rate", "false reject rate"),
 ) -> Figure:
     """Miss rate over false accept rate, both logarithmic: small errors stay apart."""
-    figure, axes = _new_figure(title)
+    figure, axes = new_figure(title)
     smallest, lowest = 0.1, 0.1
     for name, curve in curves.items():
         # What the set has no pair for, zero on either axis, has no place on a logarithm; where
@@ -82,7 +90,9 @@ def det_figure(
         far_T, tar_T = _shown(curve, inside_T)
         miss_T = 1 - tar_T
         note = "" if len(far_T) else ": no error to show"
-        line = axes.plot(far_T, miss_T, drawstyle="steps-post", linewidth=1.6, label=name + note)
+        line = axes.plot(
+            far_T, miss_T, drawstyle="steps-post", linewidth=1.6, label=in_picture(name) + note
+        )
         if len(far_T):
             smallest, lowest = min(smallest, far_T[0]), min(lowest, miss_T[-1])
         if bands and name in bands:
@@ -112,12 +122,12 @@ def cmc_figure(
         shares: by name, the shares for k = 1, 2, ...
         bands: intervals (low, high) of those.
     """
-    figure, axes = _new_figure(title)
+    figure, axes = new_figure(title)
     deepest = max(len(share_K) for share_K in shares.values())
     for name, share_K in shares.items():
         rank_K = np.arange(1, len(share_K) + 1)
         marker = "." if deepest <= MAX_MARKERS else ""
-        line = axes.plot(rank_K, share_K, marker=marker, linewidth=1.4, label=name)
+        line = axes.plot(rank_K, share_K, marker=marker, linewidth=1.4, label=in_picture(name))
         if bands and name in bands:
             _shade(axes, rank_K, *bands[name], line[0].get_color())
     ticks = [tick for tick in RANK_TICKS if tick <= deepest]
@@ -135,9 +145,17 @@ def cmc_figure(
     return figure
 
 
-def histogram_figure(scores: Mapping[str, np.ndarray], title: str = "") -> Figure:
-    """Cosine similarities of two kinds, as densities: first of different people, then of one."""
-    figure, axes = _new_figure(title)
+def histogram_figure(
+    scores: Mapping[str, np.ndarray],
+    title: str = "",
+    thresholds: Mapping[str, float] | None = None,
+) -> Figure:
+    """Cosine similarities of two kinds, as densities: first of different people, then of one.
+
+    Args:
+        thresholds: cosines by name, drawn as lines.
+    """
+    figure, axes = new_figure(title)
     known = {label: score_X for label, score_X in scores.items() if len(score_X)}
     lowest = min(float(score_X.min()) for score_X in known.values())
     highest = max(float(score_X.max()) for score_X in known.values())
@@ -155,6 +173,10 @@ def histogram_figure(scores: Mapping[str, np.ndarray], title: str = "") -> Figur
                 color=colour,
                 label=f"{label} ({len(score_X)})",
             )
+    for (label, cosine), style in zip((thresholds or {}).items(), LINE_STYLES, strict=False):
+        axes.axvline(
+            cosine, color="0.25", linestyle=style, linewidth=1.2, label=f"{label}: {cosine:.3f}"
+        )
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("density")
     axes.legend(loc="best", framealpha=0.9)
@@ -176,12 +198,13 @@ def _shade(axes: Axes, x_T: np.ndarray, low_T: np.ndarray, high_T: np.ndarray, c
     axes.fill_between(x_T, low_T, high_T, color=colour, alpha=0.18, linewidth=0)
 
 
-def _new_figure(title: str) -> tuple[Figure, Axes]:
+def new_figure(title: str) -> tuple[Figure, Axes]:
+    """A figure with one grid, as all plots of a report have it."""
     # Figure without pyplot: no global state, no window.
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.grid(which="major", color="0.85")
     axes.grid(which="minor", axis="x", color="0.94")
     axes.set_axisbelow(True)
-    axes.set_title(title)
+    axes.set_title(in_picture(title, MOST_IN_TITLE))
     return figure, axes

@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-INTERVAL = re.compile(r"\[[\d.]+–[\d.]+\]$")
+from kappaface_dist.evaluation.reports.names import in_latex, in_markdown, one_line
+
+INTERVAL = re.compile(r"\[[-\d.]+–[-\d.]+\]$")
 MISSING = "not enough pairs"
-LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ def with_interval(
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell, the first to the left, the others to the right."""
+    rows = [[one_line(row[0]), *row[1:]] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -43,22 +45,20 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
 def as_markdown(table: Table) -> str:
     """A Markdown table."""
     rule = [":--", *["--:"] * (len(table.header) - 1)]
-    # A row's name may be the user's, a bar in it would end the cell.
-    escaped = [
-        [cell.replace("|", "\\|") for cell in row] for row in [table.header, rule, *table.rows]
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
+    # The first cell of a row is a name, and a user's own.
+    rows = [table.header, rule, *([in_markdown(row[0]), *row[1:]] for row in table.rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def as_latex(table: Table, comment: str) -> str:
     """A tabular with booktabs' rules, below a comment."""
     lines = [
-        f"% {comment}",
+        f"% {one_line(comment)}",
         rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
         r"\toprule",
         " & ".join(table.header) + r" \\",
         r"\midrule",
-        *(" & ".join([_latex(row[0]), *map(_numbers, row[1:])]) + r" \\" for row in table.rows),
+        *(" & ".join([in_latex(row[0]), *map(_numbers, row[1:])]) + r" \\" for row in table.rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -69,10 +69,6 @@ def split_interval(cell: str) -> tuple[str, str]:
     """A cell's number and its interval, which is empty where it has none."""
     found = INTERVAL.search(cell)
     return (cell[: found.start()], found[0]) if found else (cell, "")
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
 
 
 def _numbers(cell: str) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ class FaceList:
 
     paths: list[Path]
     names: list[str | None]
+
+    def take(self, numbers: Iterable[int]) -> "FaceList":
+        """Only these images, by their numbers."""
+        kept = list(numbers)
+        return FaceList([self.paths[i] for i in kept], [self.names[i] for i in kept])
 
     def digest(self) -> str:
         """SHA-256 over the files and identities in order, wherever their folders lie."""

@@ -179,4 +179,8 @@ def verification_numbers(
         numbers["note"] = f"{found.note}: no rate can be measured, there is no curve"
         return None, numbers
     numbers |= {"auc": found.auc, "eer": found.eer, "tar_at_far": found.tar_at_far}
+    numbers["threshold_at_far"] = {
+        rate: None if distance is None else -distance  # the negative cosine
+        for rate, distance in found.distance_at_far.items()
+    }
     return found.curve, numbers | {"note": found.note}

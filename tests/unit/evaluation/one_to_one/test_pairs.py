@@ -32,26 +32,27 @@ def model_32():
 
 def test_embeddings_are_flip_summed_and_normalised():
     payloads, model = jpegs(7), model_32()
-    found = embed_images(model, payloads, image_size=32, batch_size=3, device=CPU)
+    found, lengths = embed_images(model, payloads, image_size=32, batch_size=3, device=CPU)
     model.eval()
-    for payload, row in zip(payloads, found, strict=True):
+    for payload, row, length in zip(payloads, found, lengths, strict=True):
         pixels = torch.from_numpy(decode_image(payload, 32).astype(np.float32))
         image = ((pixels / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
         with torch.no_grad():
             expected = (model(image) + model(torch.flip(image, [3])))[0].double()
         # float32 inside, in batches of another size.
         np.testing.assert_allclose(row, expected / expected.norm(), atol=1e-5)
+        assert length == pytest.approx(expected.norm().item(), rel=1e-5)
 
 
 def test_repeated_images_are_embedded_once():
     images = jpegs(4)
     payloads = [images[i] for i in (2, 0, 2, 1, 3, 0, 0, 2)]
     finished = []
-    found = embed_images(
+    found, _ = embed_images(
         model_32(), payloads, image_size=32, batch_size=3, device=CPU, progress=finished.append
     )
     assert sum(finished) == 4
-    expected = embed_images(model_32(), images, image_size=32, batch_size=4, device=CPU)
+    expected, _ = embed_images(model_32(), images, image_size=32, batch_size=4, device=CPU)
     np.testing.assert_allclose(found, expected[[2, 0, 2, 1, 3, 0, 0, 2]], atol=1e-5)
 
 

@@ -1,0 +1,105 @@
+"""One person or not? Compare photos, or folders with photos of one person each.
+
+    python tools/compare.py MODEL a.jpg b.jpg
+    python tools/compare.py runs/NAME a.jpg b.jpg c.jpg --far 1e-4 --detector yunet.onnx
+    python tools/compare.py MODEL folder_of_one folder_of_another --threshold 0.3
+
+The cosine from which on two are the same is the model's own for --far, measured on single images
+when it was evaluated (a run's verification sets, or export.py --evaluation), or --threshold. Faces
+are taken as aligned, unless --landmarks or --detector says where their points are, as for
+align_faces.py. A folder stands for one person: its images' embeddings are added up.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kappaface_dist.commands import new_parser, run, write_json
+from kappaface_dist.data.align import align_face
+from kappaface_dist.data.images import decode_picture
+from kappaface_dist.data.prepare.landmarks import YuNetDetector, read_landmarks
+from kappaface_dist.models.comparison import compare_all
+from kappaface_dist.models.embedder import Embedder, load_embedder
+
+
+def main() -> None:
+    args = parse_args()
+    if len(args.places) < 2:
+        raise ValueError("one photo is named, expected two or more to compare")
+    if not 0 < args.far < 1:
+        raise ValueError(f"--far is {args.far}, expected a share between 0 and 1 such as 1e-3")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    for place in args.places:
+        if not place.exists():
+            raise ValueError(f"there is no {place}: name a photo or a folder of photos")
+    embedder = load_embedder(args.model)
+    threshold = args.threshold
+    if threshold is None:
+        threshold = embedder.threshold(args.far, args.set)
+    read = reader(args, embedder)
+    found, left_out = compare_all(
+        embedder, args.places, threshold, read, batch_size=args.batch_size
+    )
+    how = "--threshold" if args.threshold is not None else f"FAR {args.far:g}"
+    if args.json != "-":
+        for each in found:
+            answer = "same" if each.same else "different"
+            print(f"{answer}: {each.first} and {each.second}, cosine {each.cosine:.3f}")
+        print(f"same from cosine {threshold:.3f} on ({how})")
+        for path, why in left_out:
+            print(f"left out: {path}: {why}")
+    write_json(
+        args.json,
+        {
+            "threshold": threshold,
+            "far": None if args.threshold is not None else args.far,
+            "pairs": [each.summary() for each in found],
+            "left_out": [{"image": path, "reason": why} for path, why in left_out],
+        },
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = new_parser(__doc__)
+    parser.add_argument("model", metavar="MODEL", help="export, its folder, checkpoint or run")
+    parser.add_argument("places", nargs="+", type=Path, metavar="PHOTO", help="or folder")
+    parser.add_argument(
+        "--far", type=float, default=1e-3, help="false accept rate (default: %(default)s)"
+    )
+    parser.add_argument("--set", help="that measured it (default: the strictest of all)")
+    parser.add_argument("--threshold", type=float, metavar="COSINE", help="in place of --far")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--landmarks", type=Path, metavar="FILE")
+    source.add_argument("--detector", type=Path, metavar="ONNX", help="the largest face is taken")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    parser.add_argument("--json", metavar="PATH|-", help="write the cosines as JSON")
+    return parser.parse_args()
+
+
+def reader(args: argparse.Namespace, embedder: Embedder) -> Callable[[Path], bytes | np.ndarray]:
+    """How the face of a photo is read."""
+    if args.landmarks is None and args.detector is None:
+        return Path.read_bytes
+    if args.landmarks is not None:
+        known = dict(read_landmarks(args.landmarks))
+    else:
+        detector = YuNetDetector(args.detector)
+
+    def read(path: Path) -> np.ndarray:
+        pixels_HW3 = decode_picture(path.read_bytes())
+        if args.landmarks is None:
+            points_52 = detector.largest_face(pixels_HW3)
+            if points_52 is None:
+                raise ValueError("no face was found")
+        elif (points_52 := known.get(str(path))) is None:
+            raise ValueError(f"{args.landmarks} has no line that begins with this path")
+        return align_face(pixels_HW3, points_52, embedder.image_size)
+
+    return read
+
+
+if __name__ == "__main__":
+    run(main)
