@@ -52,8 +52,8 @@ class CpuDecoder:
         batch_size: images per batch.
         image_size: height and width of the pixels.
         num_threads: that read, decode and change.
-        for_gpu: give uint8 in pinned memory, a quarter of the bytes to copy and normalised there;
-            otherwise the threads normalise, too.
+        for_gpu: give uint8, a quarter of the bytes to copy and normalised there, all of it in
+            pinned memory; otherwise the threads normalise, too.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class CpuDecoder:
             image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)
         else:
             image = torch.from_numpy(self._images.take())
-        label_B = torch.empty(num, dtype=torch.int64)
+        label_B = torch.empty(num, dtype=torch.int64, pin_memory=self._for_gpu)
         replaced_B = np.zeros(num, dtype=bool)
         tasks = [
             pool.submit(

@@ -100,8 +100,9 @@ class DaliDecoder:
             while (item := finished.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                if item.image.is_cuda:
-                    # Made on another stream: its memory must not be reused before this one is done.
+                if self._device.type == "cuda":
+                    # Its memory is the copying stream's, which must not have it back before the
+                    # stream that trains is done with it.
                     item.image.record_stream(torch.cuda.current_stream(self._device))
                 yield item
         finally:
@@ -152,7 +153,7 @@ class DaliDecoder:
         with closing(self._reader.batches(requests, ahead)) as reading:
             while True:
                 for read in itertools.islice(reading, dali_graph.AHEAD - len(inside)):
-                    inside.append(self._without_pixels(read))
+                    inside.append(self._without_pixels(read, stream))
                     feeder.feed(self._inputs(read))
                 if not inside:
                     return
@@ -183,18 +184,20 @@ class DaliDecoder:
             inputs[dali_graph.PAYLOAD] = read.image_B
         return inputs
 
-    def _without_pixels(self, read: DaliInput) -> HostBatch:
-        if self._device.type == "cuda":
+    def _without_pixels(self, read: DaliInput, stream: torch.cuda.Stream | None) -> HostBatch:
+        label_B = torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64))
+        if stream is not None:
             size = self._image_size
-            image = torch.empty((self._batch_size, 3, size, size), device=self._device)
+            # Memory of the stream that will write it: what an earlier batch did with it there is
+            # done before, and what it did on the stream that trains is waited for by the allocator
+            # (`record_stream`). Memory of this thread's own stream could still be read.
+            with torch.cuda.stream(stream):
+                image = torch.empty((self._batch_size, 3, size, size), device=self._device)
+                label_B = label_B.pin_memory()
         else:
             image = torch.from_numpy(self._images.take())
-        return HostBatch(
-            image,
-            torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64)),
-            read.taken_B != read.request.index_B,
-            read.unreadable,
-        )
+        replaced_B = read.taken_B != read.request.index_B
+        return HostBatch(image, label_B, replaced_B, read.unreadable)
 
 
 def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
