@@ -19,9 +19,10 @@ from kappaface_dist.head.softmax.loss import (
     target_cosines,
 )
 from kappaface_dist.head.softmax.negligible import choose_tiles
+from kappaface_dist.head.softmax.peaks import common_peaks
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
-from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
 from kappaface_dist.parallel import ranks as parallel
 
@@ -62,9 +63,9 @@ def gather_batch(
     as_bytes = [part.contiguous().view(torch.uint8) for part in parts]
     gathered = parallel.all_gather_rows(torch.cat(as_bytes, dim=1))
     columns = gathered.split([part.shape[1] for part in as_bytes], dim=1)
-    out = [
-        column.contiguous().view(part.dtype) for column, part in zip(columns, parts, strict=True)
-    ]
+    # Not contiguous(): a single row passes for contiguous wherever it begins.
+    copies = [column.clone(memory_format=torch.contiguous_format) for column in columns]
+    out = [copy.view(part.dtype) for copy, part in zip(copies, parts, strict=True)]
     label_G = out[1][:, 0]
     owned_G = (label_G >= classes.start) & (label_G < classes.stop)
     return GlobalBatch(
@@ -104,6 +105,7 @@ def first_pass(
     softmax: Softmax,
     *,
     seed: int,
+    number_G: torch.Tensor,
     cache_bytes: int | None,
     find_nearest: bool = False,
 ) -> FirstPass:
@@ -112,8 +114,9 @@ def first_pass(
     Args:
         rows: the rows of this shard that take part, those of the batch's own classes among them.
         column_G: where each image's class is among these rows; −1 if it is on another rank.
-        class_margins: the margin; its state is changed here, alike on all ranks.
+        class_margins: the margin, with the state that the steps before left.
         seed: of this step, equal on all ranks.
+        number_G: each image's number in the step.
         cache_bytes: what of this pass may be kept for the second; None where nothing is to be
             learnt.
         find_nearest: fill nearest_G.
@@ -125,9 +128,7 @@ def first_pass(
     if len(rows):
         margin_G = class_margins.margin_K.index_select(0, batch.local_id_G).to(margin_G.dtype)
     known_G = parallel.all_reduce_sum(cosine_G.clone()) if margin.needs_all_cosines else cosine_G
-    images = Images(known_G, margin_G, norm_G, seed, learning)
-    if learning:
-        margin.observe(images, state)
+    images = Images(known_G, margin_G, norm_G, seed, number_G, learning)
     target, negatives = target_logit(margin, images, state), margin.negatives(images, state)
     sums = negative_sums(
         embedding_GD,
@@ -139,9 +140,15 @@ def first_pass(
         find_nearest=find_nearest,
         keep_parts=learning and softmax.skip_mass > 0,
     )
+    shift: torch.Tensor | float = softmax.shift
+    peak_G = None
+    if sums.peak_G is not None:
+        peaks = list(sums.cache.peaks.values())
+        peak_G = common_peaks(sums.peak_G, sums.sum_G, sums.sum_GD, sums.parts, peaks)
+        shift = peak_G / LOG2_E
     sums_G2 = torch.stack([sums.sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
     sum_G, logit_G = parallel.all_reduce_sum(sums_G2).unbind(dim=1)
-    losses = image_losses(sum_G, logit_G, softmax.shift)
+    losses = image_losses(sum_G, logit_G, shift)
     loss = losses.loss_G.mean()
     penalty = margin.penalty(norm_G) if norm_G is not None else None
     if penalty is not None:
@@ -171,7 +178,9 @@ def first_pass(
         torch.ones_like(loss),
         rows,
         sums.cache,
+        images=images,
         negatives=negatives,
+        peak_G=peak_G,
         tiles=tiles,
     )
     return replace(
