@@ -5,6 +5,7 @@ number of ranks, after a resume, and with any version of numpy.
 """
 
 import numpy as np
+import torch
 
 MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -28,3 +29,26 @@ def uniform(seed: int, purpose: int, counter_B: np.ndarray) -> np.ndarray:
     state_B = (state_B ^ state_B >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     state_B = state_B ^ state_B >> np.uint64(31)
     return (state_B >> np.uint64(11)).astype(np.float64) / (1 << 53)
+
+
+def normal(seed: int, counter_X: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers, float64, one for each counter (int64), on the counters' device.
+
+    The same bits as `uniform` has with purpose 0, through the normal distribution's quantiles.
+    """
+    state_X = counter_X * _signed(GOLDEN) + _signed(mix64(seed, 0))
+    state_X = (state_X ^ _shift(state_X, 30)) * _signed(0xBF58476D1CE4E5B9)
+    state_X = (state_X ^ _shift(state_X, 27)) * _signed(0x94D049BB133111EB)
+    state_X = state_X ^ _shift(state_X, 31)
+    # In the middle of each step of 2^-53: 0 and 1 would have infinite quantiles.
+    return torch.special.ndtri((_shift(state_X, 12).double() + 0.5) / (1 << 52))
+
+
+def _signed(word: int) -> int:
+    """The 64-bit number with the same bits that int64 has."""
+    return word - (word >> 63 << 64)
+
+
+def _shift(state_X: torch.Tensor, places: int) -> torch.Tensor:
+    """Right shift that brings in zeros, not the sign."""
+    return (state_X >> places) & ((1 << (64 - places)) - 1)

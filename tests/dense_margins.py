@@ -72,28 +72,32 @@ def target_cosine(margin, theta_G, m_G, norm_G=None, state=None):
     return additive_angle(theta_G, m_G)
 
 
+# Where the running averages begin, in the released code.
+START = {"mean": 20.0, "std": 100.0, "t": 0.0}
+
+
 def update_state(margin, state, target_G, norm_G):
-    """The running averages after this batch: AdaFace's and CurricularFace's released rules."""
+    """The running averages after this step: AdaFace's and CurricularFace's released rules."""
     if isinstance(margin, AdaFace):
         old = margin.norm_decay
         bounded_G = norm_G.detach().clamp(1e-3, 100)
-        mean, std = state.get("mean", 20.0), state.get("std", 100.0)
+        std = bounded_G.std() if len(bounded_G) > 1 else state["std"]  # one norm deviates from none
         return {
-            "mean": old * mean + (1 - old) * bounded_G.mean(),
-            "std": old * std + (1 - old) * bounded_G.std(),
+            "mean": old * state["mean"] + (1 - old) * bounded_G.mean(),
+            "std": old * state["std"] + (1 - old) * std,
         }
     if isinstance(margin, CurricularFace):
         old = margin.cosine_decay
-        return {"t": old * state.get("t", 0.0) + (1 - old) * target_G.detach().mean()}
+        return {"t": old * state["t"] + (1 - old) * target_G.detach().mean()}
     return state
 
 
 def margin_loss(margin, embedding_GD, weight_CD, label_G, m_G, state, kept_C):
-    """(loss, new state) of a batch, over the classes in kept_C."""
+    """(loss, new state) of a step, over the classes in kept_C; the loss sees the old state."""
+    state = START | state
     norm_G = embedding_GD.norm(dim=1)
     cosine_GC = F.normalize(embedding_GD) @ F.normalize(weight_CD).T
     target_G = cosine_GC.gather(1, label_G[:, None])[:, 0]
-    state = update_state(margin, state, target_G, norm_G)
     value_G = target_cosine(margin, target_G.acos(), m_G, norm_G, state)
     if isinstance(margin, CurricularFace):
         hard_GC = cosine_GC > value_G.detach()[:, None]
@@ -104,4 +108,4 @@ def margin_loss(margin, embedding_GD, weight_CD, label_G, m_G, state, kept_C):
     if isinstance(margin, MagFace):
         a_G = norm_G.clamp(margin.lower_norm, margin.upper_norm)
         loss = loss + margin.penalty_weight * (a_G / margin.upper_norm**2 + 1 / a_G).mean()
-    return loss, state
+    return loss, update_state(margin, state, target_G, norm_G)

@@ -20,8 +20,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.futures import Future
 
 from kappaface_dist.checkpoint.folder import (
     NUMBERS,
@@ -33,6 +35,7 @@ from kappaface_dist.checkpoint.folder import (
     write_synced,
 )
 from kappaface_dist.checkpoint.index import INDEX, read_metadata
+from kappaface_dist.checkpoint.stored import stored_piece
 from kappaface_dist.parallel import ranks as parallel
 
 Tensors = dict[str, torch.Tensor]
@@ -191,13 +194,27 @@ def stored_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, which would run whatever program the index is."""
+    """torch's reader would run whatever program the index is, and copy every part in memory."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        index = read_metadata(Path(self.path))
-        assert index.storage_meta is not None
-        index.storage_meta.load_id = self.load_id
-        return index
+        self._index = read_metadata(Path(self.path))
+        assert self._index.storage_meta is not None
+        self._index.storage_meta.load_id = self.load_id
+        return self._index
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        for item in plan.items:
+            part = stored_piece(Path(self.path), self._index, item.storage_index)
+            for dimension, (first, length) in enumerate(
+                zip(item.storage_offsets, item.lengths, strict=True)
+            ):
+                part = part.narrow(dimension, first, length)
+            target = planner.resolve_tensor(item).detach()
+            target.copy_(part)
+            planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A new head that takes over the identities of an earlier run: centres, momentum, statistics.
 
-Shapes: C classes of this run, K classes of this shard, L classes of a shard of the earlier run.
+Shapes: C classes of this run, K classes of this shard, R of them at a time, L classes of a part of
+the earlier run's.
 """
 
 import logging
@@ -8,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.metadata import Metadata
 
 from kappaface_dist.checkpoint import folder as checkpoint_folder
 from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.identity_map import read_identity_map
+from kappaface_dist.checkpoint.index import read_metadata
+from kappaface_dist.checkpoint.stored import stored_pieces
 from kappaface_dist.head import PartialFC
-from kappaface_dist.head.shard import shard_classes
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
 PREFIX = "head."
+# Rows that are on their way at a time.
+TAKEN_ROWS = 256
 
 
 def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
@@ -48,8 +53,14 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     num_old = stored[f"{PREFIX}weight"][0]
     old_class_C = parallel.agree(lambda: _old_classes(identity_map, num_old, head.num_classes))
     old_class_K = torch.from_numpy(old_class_C[head.classes.start : head.classes.stop])
-    for name, tensor in state.items():
-        _take_rows(folder, name, tensor, old_class_K, num_old)
+
+    def take_rows() -> None:
+        index = read_metadata(folder)
+        for name, tensor in state.items():
+            _take_rows(folder, index, name, tensor, old_class_K)
+
+    parallel.agree(take_rows)
+    _take_running_values(head, folder, stored)
     head.load_counters(parallel.agree(lambda: checkpoint_folder.read_numbers(folder))["head"])
     if (statistics := head.class_margins.statistics) is not None:
         statistics.end_epoch()  # the images that the earlier run had seen come again in this one
@@ -61,6 +72,15 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
         folder,
         head.num_classes - stay,
     )
+
+
+def _take_running_values(head: PartialFC, folder: Path, stored: dict[str, list[int]]) -> None:
+    """What the margin remembers beside its classes, such as AdaFace's mean norm."""
+    state = {f"{PREFIX}{name}": tensor for name, tensor in head.replicated_state().items()}
+    for name in sorted(state.keys() - stored.keys()):
+        logger.warning("head.init %s has no %s: it starts afresh", folder, name)
+    state = {name: tensor for name, tensor in state.items() if name in stored}
+    checkpoint.load(folder, state, {}, head.num_classes)
 
 
 def _old_classes(identity_map: str | None, num_old: int, num_classes: int) -> np.ndarray:
@@ -75,24 +95,14 @@ def _old_classes(identity_map: str | None, num_old: int, num_classes: int) -> np
 
 
 def _take_rows(
-    folder: Path, name: str, tensor_KX: torch.Tensor, old_class_K: torch.Tensor, num_old: int
+    folder: Path, index: Metadata, name: str, tensor_KX: torch.Tensor, old_class_K: torch.Tensor
 ) -> None:
-    """Each rank reads its share of the earlier classes and shows it to all, who pick theirs."""
-    num_ranks = parallel.world_size()
-    shards = [shard_classes(num_old, rank, num_ranks) for rank in range(num_ranks)]
-    own_LX = torch.empty(
-        (len(shards[parallel.rank()]), *tensor_KX.shape[1:]), dtype=tensor_KX.dtype
-    )
-    checkpoint.load(folder, {}, {name: own_LX}, num_old)
-    for source, shard in enumerate(shards):
-        if not len(shard):
-            continue
-        block_LX = (
-            own_LX
-            if source == parallel.rank()
-            else own_LX.new_empty((len(shard), *tensor_KX.shape[1:]))
-        )
-        parallel.broadcast(block_LX, source)
-        here_K = (old_class_K >= shard.start) & (old_class_K < shard.stop)
-        rows = block_LX[old_class_K[here_K] - shard.start]
-        tensor_KX[here_K.to(tensor_KX.device)] = rows.to(tensor_KX.device)
+    """Each rank reads the rows of its own classes, some at a time, from whichever file has them."""
+    for chunk, piece_LX in stored_pieces(folder, index, name):
+        start = chunk.offsets[0]
+        for first in range(0, len(old_class_K), TAKEN_ROWS):
+            old_R = old_class_K[first : first + TAKEN_ROWS] - start
+            here = ((old_R >= 0) & (old_R < len(piece_LX))).nonzero()[:, 0]
+            if len(here):
+                rows = piece_LX[old_R[here]].to(tensor_KX.device)
+                tensor_KX[(here + first).to(tensor_KX.device)] = rows

@@ -1,7 +1,7 @@
 """What can be wrong with a head's counts or with a gathered batch, in words.
 
 All ranks see the same batch, so all come to the same sentence.
-Shapes: G images on all ranks, D embedding size; X any.
+Shapes: G images on all ranks, K classes of this shard, R rows of them, D embedding size; X any.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from kappaface_dist.parallel import ranks as parallel
+
+# Rows of the shard that are looked at in one go.
+CHECKED_ROWS = 256
 
 
 def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
@@ -25,6 +28,16 @@ def check_labels(label_G: torch.Tensor, num_classes: int) -> None:
     place, label = map(int, first_wrong_label(label_G, num_classes))
     if place >= 0:
         raise ValueError(wrong_label(place, label, len(label_G), num_classes))
+
+
+def check_announced(as_announced_G: torch.Tensor) -> None:
+    """Raise ValueError unless the labels are those that were announced for the step."""
+    place = int(first_true(~as_announced_G))
+    if place >= 0:
+        raise ValueError(
+            f"{_image(place, len(as_announced_G))} has another label than head.announce() was told:"
+            " hand in the micro-batches in the order of the announced labels"
+        )
 
 
 class BatchEvidence(NamedTuple):
@@ -60,6 +73,11 @@ def first_wrong_label(label_G: torch.Tensor, num_classes: int) -> tuple[torch.Te
     """Place of the first label outside 0..num_classes-1, or -1, and that label."""
     place = first_true((label_G < 0) | (label_G >= num_classes))
     return place, label_G.take(place.clamp(min=0))
+
+
+def all_finite(weight_KD: torch.Tensor) -> bool:
+    """Whether all are; some rows at a time, since a norm of them all would copy them all."""
+    return all(bool(rows_RD.isfinite().all()) for rows_RD in weight_KD.split(CHECKED_ROWS))
 
 
 def first_true(flag_X: torch.Tensor) -> torch.Tensor:

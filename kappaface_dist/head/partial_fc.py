@@ -15,14 +15,15 @@ from kappaface_dist.counter_random import mix64
 from kappaface_dist.head.checks import batch_evidence, check_images, check_labels
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
-from kappaface_dist.head.sampling import choose_rows
+from kappaface_dist.head.micro_batches import MicroBatches, observe
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.softmax.first_pass import first_pass, gather_batch, hand_to_backward
 from kappaface_dist.head.softmax.negligible import Skipped
+from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rank_one import RankOne
 from kappaface_dist.head.softmax.row_update import RowOptimizer, RowState, SGDRows, update_centres
 from kappaface_dist.head.softmax.rows import Centres
-from kappaface_dist.head.softmax.second_pass import MicroBatch, share_rows, whole_gradient
+from kappaface_dist.head.softmax.second_pass import whole_gradient
 from kappaface_dist.head.softmax.settings import Softmax
 from kappaface_dist.parallel import ranks as parallel
 
@@ -91,10 +92,9 @@ class PartialFC(torch.nn.Module):
             fused=fused,
         )
         device = torch.device(device)
-        self.num_classes = num_classes
+        warn_of_slow_products(dtype, device.type)
+        self.num_classes, self.seed, self.num_steps = num_classes, seed, 0
         self.optimizer = optimizer if optimizer is not None else SGDRows()
-        self.seed = seed
-        self.num_draws = self.num_steps = 0
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
@@ -104,7 +104,7 @@ class PartialFC(torch.nn.Module):
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
-        self._pending: list[MicroBatch] = []
+        self._batches = MicroBatches(self._centres, self.classes, sample_rate, seed)
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # the batch just seen
         self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
@@ -132,36 +132,37 @@ class PartialFC(torch.nn.Module):
         norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
         epoch_B = self.class_margins.wanted_epochs(epoch_B, label_B)
         with torch.no_grad():
-            if learning and not self._pending:
+            if learning and not self._batches.num_seen:
                 self.class_margins.start_step()
-            batch = gather_batch(
-                unit_BD, label_B, norm_B, epoch_B, self.softmax.dtype, self.classes
-            )
-            embedding_GD, label_G = batch.embedding_GD, batch.label_G
-            self._last = (embedding_GD, label_G)
+            dtype, classes = self.softmax.dtype, self.classes
+            batch = gather_batch(unit_BD, label_B, norm_B, epoch_B, dtype, classes)
+            self._last = batch.embedding_GD, batch.label_G
+            label_G = batch.label_G
             if self.refuses_labels:
                 check_labels(label_G, self.num_classes)
-            seed = mix64(self.seed, self.num_draws, self.classes.start)
-            rows, column_G = choose_rows(
-                self._centres, batch.local_id_G, batch.owned_G, self.softmax.sample_rate, seed
-            )
-            self.num_draws += 1
-            room = self.softmax.logit_cache_bytes - sum(b.cache.used_bytes for b in self._pending)
+            rows, column_G, announced_G = self._batches.rows(label_G, learning=learning)
+            room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
             result = first_pass(
                 batch,
                 rows,
                 column_G,
                 self.class_margins,
                 self.softmax,
-                seed=mix64(self.seed, self.num_steps, len(self._pending)),
+                seed=mix64(self.seed, self.num_steps),
+                number_G=self._batches.numbers(len(label_G), label_G.device),
                 cache_bytes=room if learning else None,
                 find_nearest=self.rank_one.active,
             )
             self.rank_one.count(result.nearest_G, result.cosine_G, batch.owned_G)
             # NaN rather than a wrong loss where a GPU's labels could not be looked at.
-            valid = ((label_G >= 0) & (label_G < self.num_classes)).all()
-            loss = torch.where(valid, result.loss, torch.nan)
-        return hand_to_backward(unit_BD, norm_B, loss, result, self._pending.append)
+            valid_G = announced_G & (label_G >= 0) & (label_G < self.num_classes)
+            loss = torch.where(valid_G.all(), result.loss, torch.nan)
+            self._batches.num_seen += len(label_B) * learning
+        return hand_to_backward(unit_BD, norm_B, loss, result, self._batches.pending.append)
+
+    def announce(self, label_X: torch.Tensor) -> None:
+        """Draw one sample for all losses of a step, from their labels in order. Collective."""
+        self._batches.announce(label_X)
 
     @torch.no_grad()
     def step(
@@ -175,12 +176,12 @@ class PartialFC(torch.nn.Module):
             loss_scale: what the loss was multiplied with before backward().
             skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
         """
-        assert self._pending, "head.step() without a loss.backward() since the last one"
-        batches = [batch.unscaled(loss_scale) for batch in share_rows(self._pending)]
+        batches = [b.unscaled(loss_scale) for b in self._batches.over_the_same_rows(self.softmax)]
         for batch in batches:
             self.skipped.add(batch.tiles)
         self._centres.arrange()
         update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
+        observe(self.margin, self.class_margins.state, batches, skip)
         self.discard()
         self.num_steps += 1
         self.class_margins.end_step(self.num_steps)
@@ -188,18 +189,17 @@ class PartialFC(torch.nn.Module):
     @torch.no_grad()
     def weight_gradient(self) -> torch.Tensor:
         """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
-        assert self._pending, "head.weight_gradient() without a loss.backward()"
         self._centres.arrange()
-        return whole_gradient(share_rows(self._pending), self.softmax)
+        return whole_gradient(self._batches.over_the_same_rows(self.softmax), self.softmax)
 
     def discard(self) -> None:
         """Forget the losses differentiated since the last step, without an update."""
-        self._pending.clear()
+        self._batches.forget()
         self._last = None
 
     def held_cache_bytes(self) -> int:
         """Memory that the logit caches of the losses differentiated since the last step take."""
-        return sum(batch.cache.held_bytes for batch in self._pending)
+        return self._batches.held_cache_bytes()
 
     def take_chunks_of(self, num_rows: int) -> None:
         """From now on take this many centres at a time, whatever chunk_bytes says."""
@@ -233,11 +233,11 @@ class PartialFC(torch.nn.Module):
 
     def counters(self) -> dict[str, Any]:
         """The numbers, equal on all ranks, that belong to the state beside its tensors."""
-        numbers = {"num_draws": self.num_draws, "num_steps": self.num_steps}
+        numbers = {"num_draws": self._batches.num_draws, "num_steps": self.num_steps}
         return numbers | self.class_margins.counters()
 
     def load_counters(self, counters: dict[str, Any]) -> None:
-        self.num_draws, self.num_steps = counters["num_draws"], counters["num_steps"]
+        self._batches.num_draws, self.num_steps = counters["num_draws"], counters["num_steps"]
         self.class_margins.load_counters(counters)
 
     @torch.no_grad()

@@ -31,7 +31,7 @@ from kappaface_dist.planning.step_time import (
     backbone_repeats,
     call_seconds,
     head_flops,
-    head_traffic,
+    head_work,
 )
 
 # Rows of a rank: so few that only what does not depend on them costs time, and enough for a rate.
@@ -151,8 +151,9 @@ def head_rates(
     def cost(side: StreamingSide, seconds: list[float], num_images: int) -> np.ndarray:
         rows = -(-side.head.num_classes // num_ranks)
         rows = sample_size(rows, config.head.sample_rate, num_images)
-        flops = head_flops(num_images, rows, size, config.head.logit_cache_bytes)
-        return np.array([statistics.median(seconds), flops, head_traffic(rows, size)])
+        return np.array(
+            [statistics.median(seconds), *head_work(config, num_images, rows, device.type)]
+        )
 
     differences = []
     for num_images in (max(images // 4, 1), images):

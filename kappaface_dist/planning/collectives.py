@@ -39,8 +39,12 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
     gradients = [
         PlannedCall("gradient_all_reduce", "all_reduce", bucket * number) for bucket in buckets
     ]
-    passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
-    return head_calls(config, num_ranks) * passes + gradients
+    cached, accumulate = config.optimizer.cache_embeddings, config.optimizer.accumulate
+    announced = []
+    if accumulate > 1 and not cached and config.head.sample_rate < 1.0:
+        labels = config.data.batch_size * accumulate * 8
+        announced.append(PlannedCall("label_all_gather", "all_gather", labels))
+    return announced + head_calls(config, num_ranks) * (1 if cached else accumulate) + gradients
 
 
 def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:

@@ -50,6 +50,11 @@ def micro_batch_images(config: Config, size: JobSize) -> int:
     return config.data.batch_size * size.num_ranks * (config.optimizer.accumulate if cached else 1)
 
 
+def step_images(config: Config, size: JobSize) -> int:
+    """Images of a step on all ranks, whose classes all belong to its sample."""
+    return config.data.batch_size * size.num_ranks * config.optimizer.accumulate
+
+
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
     return backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
@@ -114,7 +119,7 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     per_class = bytes_per_class(config, size.num_ranks)
     items = {name: int(slope * rows) for name, slope in per_class.items()}
     num_images = micro_batch_images(config, size)
-    used = sample_size(rows, config.head.sample_rate, num_images)
+    used = sample_size(rows, config.head.sample_rate, step_images(config, size))
     items["logit_cache"] = min(config.head.logit_cache_bytes, 2 * num_images * used)
     items["held_embeddings"] = held_bytes(config, size)
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)

@@ -13,7 +13,7 @@ from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.collectives import PlannedCall
-from kappaface_dist.planning.memory import JobSize, micro_batch_images
+from kappaface_dist.planning.memory import JobSize, micro_batch_images, step_images
 
 GIGA, TERA = 1e9, 1e12
 # Share of the datasheet's rate that large products reach.
@@ -24,6 +24,11 @@ PASSES_OVER_ACTIVATIONS = 7
 # CPU both need the cores.
 HIDDEN_SHARE = {"cuda": 0.6, "cpu": 0.0}
 RANKS_PER_NODE = 8
+# Bytes of memory traffic for each logit: of the first pass, of one that is kept, of the second pass
+# where it is not. Fused kernels: fp32 written by the product, read, Q written in bf16, read by the
+# next product. Plain: fp32 written; scaled, exponentiated, scaled again in place; summed; read.
+# A CPU's chunk stays in a core's cache, but for what is kept in bf16 and read again.
+LOGIT_BYTES = {"fused": (12, 2, 12), "plain": (36, 8, 36), "cpu": (0, 4, 0)}
 
 
 @dataclass(frozen=True)
@@ -121,20 +126,41 @@ def step_seconds(
 def head_seconds(config: Config, size: JobSize, device: Device) -> float:
     """Both passes over the rows in use: products, and the traffic of centres and their state."""
     images = micro_batch_images(config, size)
-    rows = sample_size(size.classes_per_rank, config.head.sample_rate, images)
-    embedding = config.backbone.embedding_size
-    flops = head_flops(images, rows, embedding, config.head.logit_cache_bytes)
+    rows = sample_size(size.classes_per_rank, config.head.sample_rate, step_images(config, size))
+    flops, num_bytes = head_work(config, images, rows, device.kind)
     half = config.head.dtype == "bf16" and device.kind == "cuda"
     model = PRODUCT_SHARE * (device.half_flops if half else device.flops)
     products = flops / (device.head_flops or model)
-    traffic = head_traffic(rows, embedding) / (device.head_bytes or device.memory_bandwidth)
+    traffic = num_bytes / (device.head_bytes or device.memory_bandwidth)
     return products + traffic + device.head_fixed_seconds
+
+
+def head_work(config: Config, num_images: int, rows: int, device_kind: str) -> tuple[float, float]:
+    """(Operations of the products, bytes written and read) of both passes over so many rows."""
+    size, cache_bytes = config.backbone.embedding_size, config.head.logit_cache_bytes
+    kind = "cpu"
+    if device_kind != "cpu":
+        kind = "fused" if config.head.fused and config.head.dtype == "bf16" else "plain"
+    logits = logit_traffic(num_images, rows, cache_bytes, kind)
+    return head_flops(num_images, rows, size, cache_bytes), head_traffic(rows, size) + logits
 
 
 def head_flops(num_images: int, rows: int, embedding_size: int, cache_bytes: int) -> float:
     """Logits, embedding gradient, centre gradient; and the logits again where they are not kept."""
-    kept = min(1.0, cache_bytes / (2 * num_images * rows)) if rows else 0.0
+    kept = kept_share(num_images, rows, cache_bytes)
     return 2 * num_images * rows * embedding_size * (4 - kept)
+
+
+def kept_share(num_images: int, rows: int, cache_bytes: int) -> float:
+    """Of the logits, in bf16."""
+    return min(1.0, cache_bytes / (2 * num_images * rows)) if rows else 0.0
+
+
+def logit_traffic(num_images: int, rows: int, cache_bytes: int, kind: str) -> float:
+    """Bytes of logits that both passes write and read; most of a GPU head's traffic."""
+    kept = kept_share(num_images, rows, cache_bytes)
+    first, keep, second = LOGIT_BYTES[kind]
+    return num_images * rows * (first + kept * keep + (1.0 - kept) * second)
 
 
 def head_traffic(rows: int, embedding_size: int) -> float:

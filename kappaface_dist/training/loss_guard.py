@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from kappaface_dist.data.loading.loader import Batch
-from kappaface_dist.head.checks import BatchEvidence, first_true, wrong_embedding, wrong_label
+from kappaface_dist.head.checks import (
+    BatchEvidence,
+    all_finite,
+    first_true,
+    wrong_embedding,
+    wrong_label,
+)
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Learner
 
@@ -129,7 +135,7 @@ def _own_cause(learner: Learner, evidence: Evidence, lr: float) -> tuple[int, st
             return 3, f"precision: {sentence}; activations overflow in fp16: set precision=bf16"
         return 3, f"learning rate: {sentence} though the weights are finite; {remedy}"
     # From sound centres the loss becomes infinite at most, and only then NaN with its gradient.
-    if evidence.is_nan and not _largest(learner.head.weight_KD).isfinite().all():
+    if evidence.is_nan and not all_finite(learner.head.weight_KD):
         return 4, f"learning rate: the class centres {where} is not finite any more; {remedy}"
     return 5, (
         f"scale: embeddings, centres and labels are sound; the logits overflow: margin.scale is"

@@ -2,12 +2,13 @@
 
 With k micro-batches the step is that of the batch of all their images: the gradient is the mean
 over the large batch, exchanged between the ranks once. Two ways, equal but for rounding (BatchNorm,
-which looks at a batch as a whole, sees a micro-batch either way):
+which looks at a batch as a whole, sees a micro-batch either way; ElasticFace's `plus`, which sorts
+a batch, only where they are accumulated):
 
 - accumulation: forward and backward of each micro-batch; the head keeps what its second pass needs.
 - cached embeddings: a forward pass of all micro-batches without a graph, the head once for all of
   them, then forward and backward again of each (Gao et al., RepL4NLP 2021, "GradCache"). The head
-  goes over its centres once instead of k times, and draws one sample of classes.
+  goes over its centres once instead of k times.
 """
 
 from collections.abc import Callable, Sequence
@@ -130,6 +131,8 @@ class _Step:
     def accumulated(self) -> torch.Tensor:
         """The mean loss, with its gradient in the backbone and in what the head keeps."""
         losses = []
+        if len(self.batches) > 1:
+            self.learner.head.announce(torch.cat([batch.label_B for batch in self.batches]))
         for number, batch in enumerate(self.batches):
             with self._sync(number):
                 loss = self._head(self._embed(number), [batch], number + 1)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from kappaface_dist.counter_random import normal
 from kappaface_dist.head.margins.angular import angular_logit, cosine_logit, scaled_angular_logit
 from kappaface_dist.head.margins.base import Images, Margin, MarginState, TargetLogit, require
 
@@ -27,7 +28,8 @@ class AdaFace(Margin):
     """T = s·(cos(θ − m g) − m (g + 1)), g = clip(h (‖z‖ − μ) / σ, −1, 1) (Kim et al., CVPR 2022).
 
     Equations 13 to 15 there. μ and σ are running averages of mean and deviation of the norms over
-    the global batch; no gradient passes through the norm. Where θ < m g, the cosine stays at 1.
+    the global batch, up to the step before (there: this step's too, with weight 0.01); no gradient
+    passes through the norm. Where θ < m g, the cosine stays at 1.
     """
 
     margin: float = 0.4  # radians, and a difference of cosines
@@ -142,7 +144,8 @@ class HardNegatives:
 class CurricularFace(Margin):
     """T = s·cos(θ + m); negatives above cos(θ + m) count cos θ_j (t + cos θ_j) (Huang et al.).
 
-    CVPR 2020, equations 6 to 11; t is the running average of the batches' mean target cosine.
+    CVPR 2020, equations 6 to 11; t is the running average of the batches' mean target cosine, up to
+    the step before (there: this step's too, with weight 0.01).
     Whether a negative is hard depends on the target cosine, which only the owner of the class can
     compute: this margin costs a fourth collective.
     """
@@ -179,7 +182,7 @@ class CurricularFace(Margin):
         # Not margin_G: ranks know the margins of their own classes only, the cosines of all.
         margin_G = torch.full_like(images.cosine_G, self.margin)
         threshold_G, _, _ = angular_logit(images.cosine_G, margin_G)
-        # A copy: the second pass must see the t of its own batch, not that of the next.
+        # A copy: state that is loaded before the second pass must not reach it.
         return HardNegatives(threshold_G, state["hardness"].clone(), self.scale)
 
 
@@ -193,8 +196,8 @@ class ElasticFace(Margin):
         margin: the mean, in radians; for kind cosine a difference of cosines.
         deviation: σ.
         kind: angle (ElasticFace-Arc) or cosine (ElasticFace-Cos).
-        plus: give the largest margins of a batch to the images with the smallest target cosines.
-            Costs a fourth collective.
+        plus: give the largest margins of a batch to the images with the smallest target cosines,
+            of a micro-batch where there are several. Costs a fourth collective.
     """
 
     margin: float = 0.5
@@ -227,10 +230,12 @@ class ElasticFace(Margin):
         return cosine_logit(images.cosine_G, margin_G, self.scale)
 
     def draw(self, images: Images) -> torch.Tensor:
-        """The margins of this batch: every rank draws those of all images alike."""
+        """The margins of this batch: every rank draws those of all images alike, by number."""
         cosine_G = images.cosine_G
-        generator = torch.Generator(cosine_G.device).manual_seed(images.seed)
-        noise_G = torch.empty_like(cosine_G).normal_(generator=generator)
+        number_G = images.number_G
+        if number_G is None:
+            number_G = torch.arange(len(cosine_G), device=cosine_G.device)
+        noise_G = normal(images.seed, number_G).to(cosine_G.dtype)
         margin_G = (self.margin + self.deviation * noise_G).clamp(0.0, self._largest)
         if self.plus:
             hardest_first_G = cosine_G.argsort(stable=True)

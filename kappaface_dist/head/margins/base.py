@@ -29,6 +29,8 @@ class Images:
         margin_G: the margin of each image's class, where the class is on this rank.
         norm_G: lengths of the embeddings before normalisation; None unless the margin `uses_norm`.
         seed: of this step, equal on all ranks.
+        number_G: each image's number in the step, the same however many micro-batches it is cut
+            into; None: in their order from 0.
         learning: whether the loss will be differentiated; otherwise nothing random is added.
     """
 
@@ -36,6 +38,7 @@ class Images:
     margin_G: torch.Tensor
     norm_G: torch.Tensor | None = None
     seed: int = 0
+    number_G: torch.Tensor | None = None
     learning: bool = True
 
 
@@ -82,7 +85,10 @@ class Margin:
         return {}
 
     def observe(self, images: Images, state: MarginState) -> None:
-        """Update the state in place, before the logits of a batch that is learnt from."""
+        """Update the state in place, once a step, from all images that it learnt from.
+
+        The logits of a step are those of the state before it.
+        """
 
     def target_logit(self, images: Images, state: MarginState) -> TargetLogit:
         """T and its derivatives. T must be continuous and never rise with the angle."""

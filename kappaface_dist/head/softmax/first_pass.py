@@ -19,9 +19,10 @@ from kappaface_dist.head.softmax.loss import (
     target_cosines,
 )
 from kappaface_dist.head.softmax.negligible import choose_tiles
+from kappaface_dist.head.softmax.peaks import common_peaks
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
-from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
 from kappaface_dist.parallel import ranks as parallel
 
@@ -70,8 +71,9 @@ def gather_batch(
     as_bytes = [part.contiguous().view(torch.uint8) for part in parts.values()]
     gathered = parallel.all_gather_rows(torch.cat(as_bytes, dim=1))
     columns = gathered.split([part.shape[1] for part in as_bytes], dim=1)
+    # Not contiguous(): a single row passes for contiguous wherever it begins.
     out = {
-        name: column.contiguous().view(part.dtype)
+        name: column.clone(memory_format=torch.contiguous_format).view(part.dtype)
         for column, (name, part) in zip(columns, parts.items(), strict=True)
     }
     label_G = out["label"][:, 0]
@@ -114,6 +116,7 @@ def first_pass(
     softmax: Softmax,
     *,
     seed: int,
+    number_G: torch.Tensor,
     cache_bytes: int | None,
     find_nearest: bool = False,
 ) -> FirstPass:
@@ -122,9 +125,10 @@ def first_pass(
     Args:
         rows: the rows of this shard that take part, those of the batch's own classes among them.
         column_G: where each image's class is among these rows; −1 if it is on another rank.
-        class_margins: the margin; its state is changed here, alike on all ranks, and its statistics
-            see the images.
+        class_margins: the margin, with the state that the steps before left; its statistics see
+            the images.
         seed: of this step, equal on all ranks.
+        number_G: each image's number in the step.
         cache_bytes: what of this pass may be kept for the second; None where nothing is to be
             learnt.
         find_nearest: fill nearest_G.
@@ -136,9 +140,7 @@ def first_pass(
     if len(rows):
         margin_G = class_margins.margin_K.index_select(0, batch.local_id_G).to(margin_G.dtype)
     known_G = parallel.all_reduce_sum(cosine_G.clone()) if margin.needs_all_cosines else cosine_G
-    images = Images(known_G, margin_G, norm_G, seed, learning)
-    if learning:
-        margin.observe(images, state)
+    images = Images(known_G, margin_G, norm_G, seed, number_G, learning)
     target, negatives = target_logit(margin, images, state), margin.negatives(images, state)
     sums = negative_sums(
         embedding_GD,
@@ -150,9 +152,15 @@ def first_pass(
         find_nearest=find_nearest,
         keep_parts=learning and softmax.skip_mass > 0,
     )
+    shift: torch.Tensor | float = softmax.shift
+    peak_G = None
+    if sums.peak_G is not None:
+        peaks = list(sums.cache.peaks.values())
+        peak_G = common_peaks(sums.peak_G, sums.sum_G, sums.sum_GD, sums.parts, peaks)
+        shift = peak_G / LOG2_E
     sums_G2 = torch.stack([sums.sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
     sum_G, logit_G = parallel.all_reduce_sum(sums_G2).unbind(dim=1)
-    losses = image_losses(sum_G, logit_G, softmax.shift)
+    losses = image_losses(sum_G, logit_G, shift)
     loss = losses.loss_G.mean()
     penalty = margin.penalty(norm_G) if norm_G is not None else None
     if penalty is not None:
@@ -183,7 +191,9 @@ def first_pass(
         torch.ones_like(loss),
         rows,
         sums.cache,
+        images=images,
         negatives=negatives,
+        peak_G=peak_G,
         tiles=tiles,
     )
     return replace(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from kappaface_dist.head.softmax.rows import Rows
-from kappaface_dist.head.softmax.settings import unit_rows
+from kappaface_dist.head.softmax.settings import SMALLEST_EXPONENT, unit_rows
 
 
 def target_cosines(
@@ -35,14 +35,21 @@ class ImageLosses(NamedTuple):
     log_denominator_G: torch.Tensor
 
 
-def image_losses(sum_G: torch.Tensor, logit_G: torch.Tensor, shift: float) -> ImageLosses:
-    """From Z exp(−shift) and T."""
+def image_losses(
+    sum_G: torch.Tensor, logit_G: torch.Tensor, shift: torch.Tensor | float
+) -> ImageLosses:
+    """From Z exp(−shift) and T; shift: one for all images or one for each."""
     logit_G = logit_G - shift
     # log(exp(T) + Z) − T without cancellation, also where p is 1 within rounding. (softplus would
     # do, if it were not cut off at 20.)
     log_odds_G = sum_G.log() - logit_G
     loss_G = torch.logaddexp(log_odds_G, torch.zeros_like(log_odds_G))
     return ImageLosses(loss_G, -log_odds_G.sigmoid(), logit_G + loss_G)
+
+
+def inverse_denominators(log_denominator_G: torch.Tensor) -> torch.Tensor:
+    """1/D_i, shifted. It stays finite: a smaller D has no negatives, so there it meets zeros."""
+    return (-log_denominator_G.clamp_min(SMALLEST_EXPONENT)).exp()
 
 
 def embedding_gradients(
@@ -53,7 +60,7 @@ def embedding_gradients(
     scale: float,
 ) -> torch.Tensor:
     """This shard's part of s U_i / D_i + (p_i − 1) (dT_i/dt_i) ŵ_{y_i}, in place of U."""
-    gradient_GD = sum_GD.mul_((scale * (-log_denominator_G).exp())[:, None])
+    gradient_GD = sum_GD.mul_((scale * inverse_denominators(log_denominator_G))[:, None])
     return gradient_GD.addcmul_(centre_GD, target_slope_G[:, None])
 
 

@@ -5,11 +5,13 @@ Shapes: the letters M, N, X are the product's own.
 
 import functools
 import importlib.util
+import logging
 import os
 from types import ModuleType
 
 import torch
 
+logger = logging.getLogger(__name__)
 # Newer torch hands out cuBLAS's products of bf16 operands with their fp32 sums.
 HAS_FP32_SUMS = "dtype_out" in torch.ops.aten.addmm.overloads()
 
@@ -36,6 +38,24 @@ def multiply(
         out.addmm_(a_MX, b_XN)
     else:
         torch.mm(a_MX, b_XN, out=out)
+
+
+def slow_products(dtype: torch.dtype, device_type: str) -> str | None:
+    """Why products of such operands take longer than was asked for; None where they do not."""
+    if dtype != torch.bfloat16 or device_type != "cuda" or HAS_FP32_SUMS:
+        return None
+    return (
+        f"head.dtype is bf16, but torch {torch.__version__} has no product of bf16 operands with"
+        " fp32 sums: they are rounded to bf16 and multiplied in fp32, at fp32's speed and with two"
+        " more copies of each chunk; use torch 2.8 or newer, or set head.dtype to fp32"
+    )
+
+
+def warn_of_slow_products(dtype: torch.dtype, device_type: str) -> None:
+    """Log `slow_products`, if there is anything to say."""
+    sentence = slow_products(dtype, device_type)
+    if sentence is not None:
+        logger.warning(sentence)
 
 
 @functools.cache

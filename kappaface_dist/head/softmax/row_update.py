@@ -113,7 +113,7 @@ def update_centres(
     """The second pass with the update of each chunk's rows.
 
     Args:
-        batches: of one step, over the same rows (`share_rows`).
+        batches: of one step, over the same rows.
         row_state: the optimizer's state of the whole shard.
         skip: 0-dimensional bool; where true, nothing changes. The device decides, nobody waits.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 # Rows rearranged at a time when the layout of the whole shard changes.
-LAYOUT_ROWS = 16384
+LAYOUT_ROWS = 4096
 
 
 def split_rows(weight_RD: torch.Tensor) -> torch.Tensor:

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from kappaface_dist.head.margins.base import Negatives
+from kappaface_dist.head.margins.base import Images, Negatives
+from kappaface_dist.head.softmax.logit_cache import LogitCache
+from kappaface_dist.head.softmax.loss import inverse_denominators
 from kappaface_dist.head.softmax.negligible import Tiles
+from kappaface_dist.head.softmax.peaks import scale_down
 from kappaface_dist.head.softmax.products import multiply
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.settings import Softmax, inverse_norms
-from kappaface_dist.head.softmax.streaming import Chunks, LogitCache
-
-# exp(−log D) stays finite: a denominator below e^-80 needs a scale near the largest, and every
-# centre, the target's too, on the far side of the sphere.
-SMALLEST_LOG_DENOMINATOR = -80.0
+from kappaface_dist.head.softmax.streaming import Chunks
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class MicroBatch:
         factor: d objective / d loss, as handed to loss.backward(): 0-dimensional.
         rows: the rows that column_G counts in.
         cache: what the first pass kept of its chunks.
-        absent_S: rows that this batch did not see though another micro-batch did; None if none.
-        negatives: as in `negative_sums`.
+        images: what the margin knew of them.
+        negatives, peak_G: as in `negative_sums`, but peak_G over all ranks.
         tiles: those to take, where some may be left out.
     """
 
@@ -46,35 +45,14 @@ class MicroBatch:
     factor: torch.Tensor
     rows: Rows
     cache: LogitCache = field(default_factory=LogitCache)
-    absent_S: torch.Tensor | None = None
+    images: Images | None = None
     negatives: Negatives | None = None
+    peak_G: torch.Tensor | None = None
     tiles: Tiles | None = None
 
     def unscaled(self, loss_scale: torch.Tensor | float) -> "MicroBatch":
         """The same without a factor that the loss had."""
         return replace(self, factor=self.factor / loss_scale)
-
-
-def share_rows(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """The same micro-batches over the union of their rows, for one second pass.
-
-    Where they drew different rows, what their first passes kept does not fit the union's chunks,
-    and no tile is left out.
-    """
-    indices = [batch.rows.index_S for batch in batches if batch.rows.index_S is not None]
-    if len(batches) == 1 or not indices:
-        return batches
-    union_S = torch.cat(indices).unique()
-    shared = []
-    for batch, index_S in zip(batches, indices, strict=True):
-        place_S = torch.searchsorted(union_S, index_S)
-        absent_S = torch.ones(len(union_S), dtype=torch.bool, device=union_S.device)
-        absent_S[place_S] = False
-        column_G = torch.where(batch.column_G < 0, -1, place_S[batch.column_G.clamp_min(0)])
-        rows = replace(batch.rows, index_S=union_S)
-        batch = replace(batch, column_G=column_G, rows=rows, absent_S=absent_S)
-        shared.append(replace(batch, cache=LogitCache(), tiles=None))
-    return shared
 
 
 class TargetTerms:
@@ -119,28 +97,30 @@ def raw_gradients(
     """Second pass: (first, last, centres as they lie [R, D], h [R, D]) for each chunk of rows.
 
     This is h without the targets' terms, which `gradient` or the kernel adds.
-    The micro-batches share their rows (`share_rows`). A chunk's centres and h may be changed before
+    The micro-batches share their rows. A chunk's centres and h may be changed before
     the next chunk is asked for; h lies in a buffer that the next chunk takes.
     """
     weighted = []
     for batch in batches:
-        log_D_G = batch.log_denominator_G.clamp_min(SMALLEST_LOG_DENOMINATOR)
-        weight_G = (-log_D_G).exp() * (batch.factor * softmax.scale / len(log_D_G))
+        factor = batch.factor * softmax.scale / len(batch.column_G)
+        weight_G = inverse_denominators(batch.log_denominator_G) * factor
         weighted.append(batch.embedding_GD * weight_G[:, None])
-    chunks = Chunks(batches[0].embedding_GD, batches[0].rows, softmax)
+    largest = max(batches, key=lambda batch: len(batch.column_G))
+    chunks = Chunks(largest.embedding_GD, largest.rows, softmax)
     buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
     taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
     for place, (first, last, chunk_RD) in enumerate(chunks):
         h_RD, num_added = buffer_RD[: last - first], 0
         for batch, weighted_GD, images in zip(batches, weighted, taken, strict=True):
             image_M = None if images is None else images[place]
+            if image_M is not None and not len(image_M):
+                continue
+            if batch.peak_G is not None and batch.cache.get(first, last) is not None:
+                weighted_GD = weighted_GD.clone()
+                scale_down(batch.cache.peaks[first], batch.peak_G, weighted_GD)
             if image_M is not None:
-                if not len(image_M):
-                    continue
                 weighted_GD = weighted_GD.index_select(0, image_M)
             share_GR = _shares(chunks, batch, chunk_RD, first, image_M)
-            if batch.absent_S is not None:
-                share_GR.masked_fill_(batch.absent_S[first:last], 0.0)
             multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=num_added > 0)
             num_added += 1
         if not num_added:
@@ -156,16 +136,19 @@ def _shares(
     image_M: torch.Tensor | None,
 ) -> torch.Tensor:
     """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
-    kept_GR = batch.cache.get(first)
+    kept_GR = batch.cache.get(first, first + len(chunk_RD))
     if kept_GR is not None:
         return kept_GR if image_M is None else kept_GR.index_select(0, image_M)
     operand_RD = batch.rows.operand(chunk_RD, chunks.softmax.dtype)
-    embedding_GD, column_G = batch.embedding_GD, batch.column_G
+    embedding_GD, column_G, peak_G = batch.embedding_GD, batch.column_G, batch.peak_G
     if image_M is not None:
         embedding_GD = embedding_GD.index_select(0, image_M)
         column_G = column_G.index_select(0, image_M)
+        peak_G = None if peak_G is None else peak_G.index_select(0, image_M)
     product_MR, inverse_R = chunks.products(embedding_GD, operand_RD)
-    share_MR, _ = chunks.shares(product_MR, inverse_R, column_G, first, negatives=batch.negatives)
+    share_MR, _ = chunks.shares(
+        product_MR, inverse_R, column_G, first, negatives=batch.negatives, peak_G=peak_G
+    )
     return share_MR
 
 

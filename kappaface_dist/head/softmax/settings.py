@@ -13,7 +13,9 @@ from kappaface_dist.head.softmax.products import triton_kernels
 
 # The largest exponent: e^64 times 1e8 classes is 6e35, within fp32's 3.4e38.
 LARGEST_EXPONENT = 64.0
-# Beyond this the shift would push the logits of orthogonal centres below fp32's smallest number.
+# If an image's largest shifted logit is below this, its sums are too near fp32's smallest number.
+SMALLEST_EXPONENT = -80.0
+# The rounding of a logit in fp32 grows with the scale; here it is 1e-5.
 LARGEST_SCALE = 128.0
 # exp2 is the cheaper function, on CPU and GPU.
 LOG2_E = 1.0 / math.log(2.0)
@@ -94,6 +96,14 @@ class Softmax:
     def shift(self) -> float:
         """The constant c in exp(logit − c)."""
         return max(0.0, self.scale * self.largest_cosine - LARGEST_EXPONENT)
+
+    @property
+    def needs_peaks(self) -> bool:
+        """Whether logits range so widely that each image needs a shift of its own (`peaks.py`).
+
+        With one for all, an image far from every centre but its own would lose all its negatives.
+        """
+        return -self.scale - self.shift < SMALLEST_EXPONENT
 
     def splits_centres(self, device: torch.device) -> bool:
         """split_centres, or by default where the products would otherwise convert each centre."""

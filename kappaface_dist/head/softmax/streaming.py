@@ -15,7 +15,8 @@ on the side of e, so that the second pass can take Q as the first one left it (`
 
 The target's logit is masked before exp: subtracted afterwards it would take the other classes with
 it. All logits are shifted by a constant so that exp of the largest possible one is at most e^64:
-the sum over 1e8 classes then stays within fp32's range, and no running maximum is needed.
+the sum over 1e8 classes then stays within fp32's range, and no running maximum is needed, up to
+scales of 72; beyond (CurricularFace: 48), `peaks.py`.
 
 Shapes: G images on all ranks, D embedding size, K classes of this shard, R rows of one chunk, S the
 rows in use (all K, or those that were sampled).
@@ -27,45 +28,12 @@ from typing import NamedTuple
 import torch
 
 from kappaface_dist.head.margins.base import Negatives
+from kappaface_dist.head.softmax.logit_cache import LogitCache
+from kappaface_dist.head.softmax.peaks import lowest_peaks, scale_down
 from kappaface_dist.head.softmax.products import multiply
 from kappaface_dist.head.softmax.rank_one import nearest_negatives
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
-
-
-class LogitCache:
-    """Q of the first pass's first chunks in bf16, for the second pass; recomputed beyond a budget.
-
-    bf16 keeps 8 bits, so the centres' gradient is off by up to 2^-9 of each image's share; the loss
-    and the embeddings' gradient are not touched.
-    """
-
-    def __init__(self, num_bytes: int = 0):
-        self.num_bytes = num_bytes
-        self._block: torch.Tensor | None = None
-        self._chunks: dict[int, torch.Tensor] = {}
-        self.used_bytes = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Of the memory taken, whether a chunk fills it or not."""
-        return 0 if self._block is None else self._block.nbytes
-
-    def place(self, num_images: int, rows: Rows, first: int, last: int) -> torch.Tensor | None:
-        """Where to put rows first..last-1 [G, R]; None if there is no room for them."""
-        used = self.used_bytes // 2
-        size = num_images * (last - first)
-        if (used + size) * 2 > self.num_bytes:
-            return None
-        if self._block is None:
-            block_size = min(self.num_bytes // 2, num_images * len(rows))
-            self._block = rows.weight_KD.new_empty(block_size, dtype=torch.bfloat16)
-        self._chunks[first] = self._block[used : used + size].view(num_images, last - first)
-        self.used_bytes += size * 2
-        return self._chunks[first]
-
-    def get(self, first: int) -> torch.Tensor | None:
-        return self._chunks.get(first)
 
 
 def mask_targets(logit_GR: torch.Tensor, column_G: torch.Tensor, first: int) -> None:
@@ -86,12 +54,17 @@ def exponentiate(
     first: int,
     softmax: Softmax,
     negatives: Negatives | None = None,
+    peak_G: torch.Tensor | None = None,
+    rising: bool = False,
 ) -> torch.Tensor:
     """e_i·w_j -> Q_ij exp(−shift), in place; returns Σ_j exp(s e_i·ŵ_j − shift) of this chunk, [G].
 
     Where the margin changes the logits, Q is multiplied with the derivative of that change.
 
     All that happens to a negative's logit happens here, for both passes.
+
+    Args:
+        peak_G: the shift of each image in place of one for all; rising: this chunk may raise it.
     """
     slope_GR = None
     product_GR.mul_(inverse_R * (softmax.scale * LOG2_E))
@@ -101,9 +74,13 @@ def exponentiate(
     if negatives is not None:
         slope_GR = negatives.transform(product_GR.div_(LOG2_E))
         product_GR.mul_(LOG2_E)
-    if softmax.shift:
-        product_GR.sub_(softmax.shift * LOG2_E)
     mask_targets(product_GR, column_G, first)
+    if peak_G is not None:
+        if rising:
+            torch.maximum(peak_G, product_GR.amax(dim=1), out=peak_G)
+        product_GR.sub_(peak_G[:, None])
+    elif softmax.shift:
+        product_GR.sub_(softmax.shift * LOG2_E)
     sum_G = product_GR.exp2_().sum(dim=1)
     product_GR.mul_(inverse_R)
     if slope_GR is not None:
@@ -146,14 +123,18 @@ class Chunks:
         first: int,
         keep: torch.Tensor | None = None,
         negatives: Negatives | None = None,
+        peak_G: torch.Tensor | None = None,
+        rising: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(Q [G, R], its part of Z [G]) of `products`, which are overwritten.
 
         Q goes to keep, too, if that is given.
         """
         softmax = self.softmax
-        if self.kernels is None or negatives is not None:
-            sum_G = exponentiate(product_GR, inverse_R, column_G, first, softmax, negatives)
+        if self.kernels is None or negatives is not None or peak_G is not None:
+            sum_G = exponentiate(
+                product_GR, inverse_R, column_G, first, softmax, negatives, peak_G, rising
+            )
             if keep is not None:
                 keep.copy_(product_GR)
             return product_GR, sum_G
@@ -184,6 +165,7 @@ class NegativeSums(NamedTuple):
         parts: each chunk's part of sum_G; empty if they were not to be kept.
         nearest_G: the largest cosine with another class's centre, before any margin; None if it
             was not to be found.
+        peak_G: each image's shift in this shard; None where one suits all.
     """
 
     sum_G: torch.Tensor
@@ -191,6 +173,7 @@ class NegativeSums(NamedTuple):
     cache: LogitCache
     parts: list[torch.Tensor]
     nearest_G: torch.Tensor | None
+    peak_G: torch.Tensor | None
 
 
 def negative_sums(
@@ -216,6 +199,7 @@ def negative_sums(
     sum_GD = torch.zeros_like(embedding_GD)
     nearest_G = torch.full_like(sum_G, -torch.inf) if find_nearest else None
     cache, parts = LogitCache(cache_bytes), []
+    peak_G = lowest_peaks(embedding_GD, softmax)
     chunks = Chunks(embedding_GD, rows, softmax)
     for first, last, chunk_RD in chunks:
         operand_RD = rows.operand(chunk_RD, softmax.dtype)
@@ -224,9 +208,15 @@ def negative_sums(
         if nearest_G is not None:
             chunk_G = nearest_negatives(product_GR, inverse_R, column_G, first)
             torch.maximum(nearest_G, chunk_G, out=nearest_G)
-        share_GR, part_G = chunks.shares(product_GR, inverse_R, column_G, first, keep_GR, negatives)
+        before_G = None if peak_G is None else peak_G.clone()
+        share_GR, part_G = chunks.shares(
+            product_GR, inverse_R, column_G, first, keep_GR, negatives, peak_G, rising=True
+        )
+        if before_G is not None and peak_G is not None:
+            scale_down(before_G, peak_G, sum_G, sum_GD)
+            cache.peaks[first] = peak_G.clone()
         sum_G += part_G
         if keep_parts:
             parts.append(part_G)
         multiply(share_GR, operand_RD, softmax.dtype, out=sum_GD, add=True)
-    return NegativeSums(sum_G, sum_GD, cache, parts, nearest_G)
+    return NegativeSums(sum_G, sum_GD, cache, parts, nearest_G, peak_G)
