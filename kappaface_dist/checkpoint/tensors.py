@@ -18,7 +18,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -227,34 +226,3 @@ def _quiet() -> Iterator[None]:
         for message in ("torch.distributed is (disabled|unavailable)", "`load_state_dict` is depr"):
             warnings.filterwarnings("ignore", message=message)
         yield
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> Tensors:
-    """The optimizer's state by parameter name; empty before the first step."""
-    names: dict[torch.Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {
-        f"optimizer.{names[parameter]}.{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def make_optimizer_tensors(
-    folder: Path, optimizer: torch.optim.Optimizer, model: nn.Module
-) -> Tensors:
-    """Give a fresh optimizer the state tensors that the checkpoint has; `load` then fills them.
-
-    The alternative, a step with zero gradients, would change momentum and weights.
-    """
-    stored = stored_tensors(folder)
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        for key, (shape, dtype) in stored.items():
-            if key.startswith(prefix):
-                # Step counters live on the CPU, tensors of the parameter's shape beside it.
-                device = parameter.device if shape == list(parameter.shape) else "cpu"
-                optimizer.state[parameter][key.removeprefix(prefix)] = torch.empty(
-                    shape, dtype=dtype, device=device
-                )
-    return optimizer_tensors(optimizer, model)

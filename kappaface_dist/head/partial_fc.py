@@ -17,7 +17,8 @@ from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.micro_batches import MicroBatches, observe
 from kappaface_dist.head.shard import initial_centres, shard_classes
-from kappaface_dist.head.softmax.first_pass import first_pass, gather_batch, hand_to_backward
+from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
+from kappaface_dist.head.softmax.gathered import gather_batch
 from kappaface_dist.head.softmax.negligible import Skipped
 from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rank_one import RankOne

@@ -8,6 +8,7 @@ import torch
 
 from kappaface_dist.checkpoint import folder as checkpoint_folder
 from kappaface_dist.checkpoint import tensors as checkpoint
+from kappaface_dist.checkpoint.optimizer_state import make_optimizer_tensors, optimizer_tensors
 from kappaface_dist.checkpoint.saver import Saver
 from kappaface_dist.checkpoint.transplant import take_over
 from kappaface_dist.config.file import to_dict
@@ -138,7 +139,7 @@ def _sound_checkpoint(root: Path, resume: str) -> Path | None:
 def _load(job: Job, folder: Path) -> RunState:
     numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
     job.optimizer.state.clear()
-    parallel.agree(lambda: checkpoint.make_optimizer_tensors(folder, job.optimizer, job.network))
+    parallel.agree(lambda: make_optimizer_tensors(folder, job.optimizer, job.network))
     checkpoint.load(folder, _replicated(job), _sharded(job), job.head.num_classes)
     job.head.load_counters(numbers["head"])
     job.scaler.load_state_dict(numbers["scaler"])
@@ -152,7 +153,7 @@ def _load(job: Job, folder: Path) -> RunState:
 def _replicated(job: Job) -> dict[str, torch.Tensor]:
     network = {f"backbone.{name}": tensor for name, tensor in job.network.state_dict().items()}
     head = {f"head.{name}": tensor for name, tensor in job.head.replicated_state().items()}
-    return network | head | checkpoint.optimizer_tensors(job.optimizer, job.network)
+    return network | head | optimizer_tensors(job.optimizer, job.network)
 
 
 def _sharded(job: Job) -> dict[str, torch.Tensor]:
