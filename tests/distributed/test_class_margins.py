@@ -225,7 +225,7 @@ def joined_margins(results):
 
 @pytest.mark.parametrize(
     ("num_ranks", "sample_rate", "accumulate"),
-    [(1, 0.1, 4), (2, 1.0, 4), (2, 0.1, 1), (3, 0.1, 4), (4, 1.0, 1), (4, 0.1, 4)],
+    [(1, 0.1, 4), (2, 1.0, 4), (3, 0.1, 1), (4, 0.1, 4)],
 )
 def test_the_stream_on_any_ranks_samples_and_micro_batches(
     one_process, num_ranks, sample_rate, accumulate
@@ -238,7 +238,7 @@ def test_the_stream_on_any_ranks_samples_and_micro_batches(
         assert len(np.unique(expected["margin"])) > 15
 
 
-@pytest.mark.parametrize(("before", "after", "cut"), [(1, 3, 5), (4, 2, 6), (2, 2, 7)])
+@pytest.mark.parametrize(("before", "after", "cut"), [(1, 3, 5), (4, 2, 6)])
 def test_the_stream_over_a_restart_on_other_ranks(one_process, before, after, cut):
     """Cut in the middle of an epoch and of most windows, after a step in two epochs and not."""
     first = run_on_ranks(before, all_margins, 1.0, 1, range(cut))

@@ -31,8 +31,9 @@ import torch
 from kappaface_dist.head.margins import KappaFace
 from kappaface_dist.parallel import ranks as parallel
 
-# S is reduced this many rows at a time, so that ‖S‖² in float64 needs no second K x D matrix.
-REFRESH_ROWS = 65536
+# S is reduced this many rows at a time: ‖S‖² in float64 needs no second K x D matrix, and what it
+# needs stays in a processor's cache.
+REFRESH_ROWS = 1024
 # With a smaller effective size a class says nothing about its own spread. Two images of equal
 # weight have 2, and must not fall below it by rounding.
 MIN_EFFECTIVE_SIZE = 2.0 - 1e-3
@@ -132,12 +133,16 @@ class ClassStatistics:
         """From here on every image may come again: what was seen is compared no further."""
         earlier, present = self.epoch_weights
         self.epoch_weights = (earlier + present, 0.0)
-        if self.squared_weight_K is None:
+        if self.squared_weight_K is None or not present:
             return
         if self.past_K3 is not None:
             self.past_K3 += self._present()
+        self._forget_present()
+
+    def _forget_present(self) -> None:
         for tensor in (self.sum_KX, self.weight_K, self.squared_weight_K):
-            tensor.zero_()
+            if tensor is not None:
+                tensor.zero_()
 
     def most_epoch_weights(self) -> tuple[float, float]:
         """`epoch_weights` at most, for a checkpoint of an earlier version, which did not count
@@ -171,6 +176,11 @@ class ClassStatistics:
     def _decay(self) -> None:
         decay = self.margin.decay
         self.epoch_weights = (decay * self.epoch_weights[0], decay * self.epoch_weights[1])
+        if decay == 0.0:
+            self._forget_present()
+            if self.past_K3 is not None:
+                self.past_K3.zero_()
+            return
         kept_K = self.weight_K * decay >= FORGOTTEN_WEIGHT
         factor_K = torch.where(kept_K, decay, 0.0)
         self.weight_K *= factor_K
@@ -214,7 +224,7 @@ class ClassStatistics:
         squared_sum_K = torch.empty_like(a_K)
         for first in range(0, len(a_K), REFRESH_ROWS):
             rows = slice(first, first + REFRESH_ROWS)
-            length_R = torch.linalg.vector_norm(self.sum_KX[rows], dim=1, dtype=torch.float64)
+            length_R = torch.linalg.vector_norm(self.sum_KX[rows].double(), dim=1)
             squared_sum_K[rows] = length_R.square()
         return torch.stack([squared_sum_K - q_K, a_K.square() - q_K, q_K], dim=1)
 
