@@ -104,7 +104,7 @@ def _check_index(arrays: index_cache.Arrays, path: Path) -> None:
         raise ValueError("it holds no images")
     if len(label_I) != (len(record_I) or len(offset_R)):
         raise ValueError("it has not a label for each image")
-    ascending = (np.diff(offset_R) > 0).all() and (np.diff(record_I) > 0).all()
+    ascending = (offset_R[1:] > offset_R[:-1]).all() and (record_I[1:] > record_I[:-1]).all()
     if not ascending or offset_R[0] < 0 or offset_R[-1] >= path.stat().st_size:
         raise ValueError("its records do not follow each other in the file")
     if len(record_I) and not 0 <= record_I[0] <= record_I[-1] < len(offset_R):
