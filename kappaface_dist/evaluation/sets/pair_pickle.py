@@ -8,8 +8,9 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -172,6 +173,8 @@ STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 # pickle's Python form: the C form sizes its memo by the largest index that the file names, so four
 # damaged bytes take all memory. It reads a set of 6000 pairs in under a second.
 class _PairUnpickler(pickle._Unpickler):
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:
             raise Refused(
@@ -179,6 +182,18 @@ class _PairUnpickler(pickle._Unpickler):
                 " bytes, numbers and numpy arrays of them (loading it could run code)"
             )
         return StandIn(STAND_INS[module, name])
+
+
+def _load_bytearray(unpickler: Any) -> None:
+    """As bytes, of which no more are made than the file holds: pickle's own makes the claimed."""
+    (length,) = struct.unpack("<Q", unpickler.read(8))
+    payload = unpickler.read(length)
+    if len(payload) != length:
+        raise pickle.UnpicklingError(f"a bytearray claims {length} bytes, {len(payload)} follow")
+    unpickler.append(payload)
+
+
+_PairUnpickler.dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
 
 
 def load(content: bytes) -> Any:

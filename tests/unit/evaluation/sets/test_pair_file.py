@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -167,6 +168,19 @@ def test_the_stand_ins_cannot_be_changed_or_misused(tmp_path):
         path.write_bytes(b"\x80\x03" + program)
         with pytest.raises(ValueError, match="is refused"):
             read_pairs(path)
+
+
+@pytest.mark.parametrize("opcode", ["BYTEARRAY8", "BINBYTES8", "BINUNICODE8", "FRAME", "LONG4"])
+def test_a_claimed_length_takes_no_memory(tmp_path, opcode):
+    """The file has a few bytes, and says that they are four gigabytes."""
+    path = tmp_path / "claim.bin"
+    length = struct.pack("<I", (1 << 31) - 1) if opcode == "LONG4" else struct.pack("<Q", 4 << 30)
+    path.write_bytes(b"\x80\x05" + getattr(pickle, opcode) + length + b"few.")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"claim\.bin is not a readable pickle"):
+        read_pairs(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_every_truncation_is_one_sentence(tmp_path):
