@@ -41,7 +41,7 @@ class RecordSource:
         self._record_I = arrays["record"] if len(arrays["record"]) else range(len(self.label_I))
         (unlisted,) = arrays["unlisted"].tolist()
         index = path.with_suffix(".idx")
-        why = f"not in {index.name} (delete it to have all records)"
+        why = f"records not in {index.name} (delete it to have all)"
         self.left_out = LeftOut({why: unlisted}, [(str(path), f"{unlisted} {why}")])
         self.left_out = self.left_out if unlisted else LeftOut()
 

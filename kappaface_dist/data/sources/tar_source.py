@@ -142,7 +142,7 @@ def _members(path: Path, data: mmap.mmap, left_out: list[tuple[str, str]]) -> It
             if entry.isdir():
                 continue
             if not entry.isfile() or entry.issparse():
-                why = "a link, or stored with gaps"
+                why = "a link or a file with holes"
             elif name.rpartition("/")[2].startswith("."):
                 why = HIDDEN
             elif suffix not in IMAGE_SUFFIXES and suffix not in LABELS:
