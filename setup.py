@@ -9,7 +9,7 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
     "dali-cuda130": ["nvidia-dali-cuda130>=1.52; platform_system=='Linux'"],
     "parquet": ["pyarrow>=15.0"],
-    "align": ["opencv-python-headless>=4.9"],
+    "align": ["opencv-python-headless>=4.10.0.84"],
     "tinyface": ["scipy>=1.11"],
     "wandb": ["wandb>=0.18"],
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,17 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the folder of real test files is absent: {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_cases(shared_data, tmp_path_factory):
+    """Inputs in odd forms, made anew; tests that need them are skipped where they cannot be."""
+    script = SHARED_DATA.parent / "cases" / "make_cases.py"
+    if not script.is_file():
+        pytest.skip(f"the maker of odd inputs is absent: {script}")
+    for module in ("cv2", "pyarrow"):
+        pytest.importorskip(module, reason=f"the odd inputs are made with {module}")
+    folder = tmp_path_factory.mktemp("cases") / "made"
+    command = [sys.executable, script, folder, "--photos", shared_data / "orl"]
+    subprocess.run(command, check=True, timeout=120)
+    return folder

@@ -5,16 +5,28 @@
 
 Without --pairs: every pair of images of one identity, and as many pairs of different identities,
 drawn with --seed; the two kinds alternate. With --pairs: the pairs of that list, in LFW's format
-(its first line is "folds pairs-of-each-kind-per-fold").
+(its first line is "folds pairs-of-each-kind-per-fold"). Where its order would leave a tenth of the
+pairs with one kind only, the kinds are written in turn.
+OUT.bin.identities.json says who is in the pictures, for reports and for intervals over people.
 Images are stored as JPEG of --image-size; a JPEG that has this size is stored as it is.
 """
+
+import sys
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.prepare.make_record import prepare
+from kappaface_dist.data.sources.base import list_dataset
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
-from kappaface_dist.evaluation.sets.pair_lists import all_pairs, images_by_identity, listed_pairs
+from kappaface_dist.evaluation.sets.pair_lists import (
+    all_pairs,
+    images_by_identity,
+    in_folds,
+    listed_pairs,
+)
 
 
 def main() -> None:
@@ -30,8 +42,13 @@ def main() -> None:
         raise ValueError(f"--image-size is {args.image_size}, expected 1 or more")
 
     identities = images_by_identity(args.folder)
-    listed = args.pairs is not None
-    pairs = listed_pairs(args.pairs, identities) if listed else all_pairs(identities, args.seed)
+    if args.pairs is not None:
+        pairs, remark = in_folds(listed_pairs(args.pairs, identities))
+    else:
+        pairs, remark = all_pairs(identities, args.seed), ""
+    for name, why in list_dataset(Path(args.folder)).left_out:
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    owner = {path: name for name, paths in identities.items() for path in paths}
     used = dict.fromkeys(path for first, second, _ in pairs for path in (first, second))
     payloads = {}
     for path in tqdm(used, desc="images", unit=" images", disable=None):
@@ -41,19 +58,29 @@ def main() -> None:
             raise ValueError(f"{path}: {error}: repair or remove the file") from error
     same = [flag for *_, flag in pairs]
     write_pairs(
-        args.out, [payloads[path] for first, second, _ in pairs for path in (first, second)], same
+        args.out,
+        [payloads[path] for first, second, _ in pairs for path in (first, second)],
+        same,
+        names=[(owner[first], owner[second]) for first, second, _ in pairs],
     )
-    report = {
-        "identities": len(identities),
+    people = {owner[path] for path in used}
+    report: dict[str, Any] = {
+        "identities": len(people),
         "images": len(used),
         "pairs": len(pairs),
         "same_pairs": sum(same),
     }
+    if len(people) < len(identities):
+        report["identities_in_folder"] = len(identities)
+    if remark:
+        report["remark"] = remark
     if args.json != "-":
         print(
             f"{args.out}: {len(pairs)} pairs ({sum(same)} same) of {len(used)} images of"
-            f" {len(identities)} identities"
+            f" {len(people)} identities, of {len(identities)} in the folder"
         )
+    if remark:
+        print(remark, file=sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, report)
 
 

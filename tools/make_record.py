@@ -1,5 +1,6 @@
 """Write a folder of photos, one folder per identity, as OUT/train.rec, train.idx and property.
 
+OUT/train.names has the name of each class, one a line, for the reports that say who.
 If it is stopped, the same command goes on where it was.
 Example: python tools/make_record.py photos data/mine
 """

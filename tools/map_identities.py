@@ -2,8 +2,9 @@
 
     python tools/map_identities.py OLD NEW map.tsv
 
-OLD and NEW are an image folder (the names of its identities' folders, as the dataset numbers them)
-or a text file with a name per line, that of class 0 first. Then train with
+OLD and NEW are a dataset that knows the names of its identities (a folder of photos, or what
+make_record.py and convert_record.py made of one), or a text file with a name per line, that of
+class 0 first. Then train with
 head.init=CHECKPOINT head.identity_map=map.tsv
 """
 
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from kappaface_dist.checkpoint.identity_map import write_identity_map
 from kappaface_dist.commands import new_parser, run
-from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.data.sources.catalog import FILE_SOURCES, open_catalog
+from kappaface_dist.data.sources.class_names import SUFFIX, read_class_names
+from kappaface_dist.text_files import read_lines
 
 
 def main() -> None:
@@ -28,12 +31,16 @@ def main() -> None:
 
 def _names(path: Path) -> Sequence[str]:
     if not path.exists():
-        raise ValueError(f"there is no {path}: name an image folder, or a text file of names")
-    if not path.is_dir():
-        return path.read_text(encoding="utf-8").splitlines()
+        raise ValueError(f"there is no {path}: name a dataset, or a text file of names")
+    if path.suffix == SUFFIX:
+        return read_class_names(path) or []
+    if not path.is_dir() and path.suffix not in FILE_SOURCES:
+        return read_lines(path)
     names = open_catalog(path).class_names
     if names is None:
-        raise ValueError(f"{path} is a record, which has no names: give a text file of them")
+        raise ValueError(
+            f"{path} has no names beside it ({path.stem}{SUFFIX}): give a text file of them"
+        )
     return names
 
 

@@ -12,17 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from kappaface_dist.text_files import read_lines, shown
+
 
 def read_identity_map(path: str | Path, num_old: int, num_classes: int) -> np.ndarray:
     """The earlier class of each class [C], int64; −1 where it is new.
 
     Raises:
-        ValueError: a line is not of that form, or names a class out of range or twice.
-        OSError: the file cannot be read.
+        ValueError: there is no such file, or a line is not of that form, or names a class out of
+            range or twice.
     """
     old_class_C = np.full(num_classes, -1, dtype=np.int64)
     used: set[int] = set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -57,6 +59,7 @@ def write_identity_map(path: str | Path, old: Sequence[str], new: Sequence[str])
     place = {name: label for label, name in enumerate(old)}
     stay = [(place[name], label, name) for label, name in enumerate(new) if name in place]
     text = "# earlier class, class, name\n"
-    text += "".join(f"{before}\t{label}\t{name}\n" for before, label, name in stay)
+    # The name is for people: a line break in it must not begin a line.
+    text += "".join(f"{before}\t{label}\t{shown(name)}\n" for before, label, name in stay)
     Path(path).write_text(text, encoding="utf-8")
     return len(stay)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kappaface_dist.evaluation.folds import NUM_FOLDS, fold_numbers
+
 # The grid on which the field looks for its threshold: squared distances of unit vectors, 0 to 4.
 FIELD_THRESHOLDS_T = np.arange(0, 4, 0.01)
-NUM_FOLDS = 10
 FALSE_ACCEPT_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -70,6 +71,7 @@ def fold_accuracies(
     Exactly the field's protocol (LFW view 2, as InsightFace and facenet compute it): folds are
     consecutive blocks of pairs, the first P mod F of them one pair longer; a pair is called the
     same if its distance is below the threshold; of equally good thresholds the lowest is taken.
+    Pairs in an order that leaves a fold with one kind only want order_for_folds() first.
 
     Args:
         distance_P: squared distances of unit embeddings.
@@ -81,9 +83,7 @@ def fold_accuracies(
     """
     num_pairs = len(distance_P)
     assert 2 <= num_folds <= num_pairs
-    size_F = np.full(num_folds, num_pairs // num_folds)
-    size_F[: num_pairs % num_folds] += 1
-    fold_P = np.repeat(np.arange(num_folds), size_F)
+    fold_P = fold_numbers(num_pairs, num_folds)
     if weight_P is None:
         weight_P = np.ones(num_pairs, dtype=np.int64)
     # The lowest threshold that calls the pair the same, one past the last if none does.

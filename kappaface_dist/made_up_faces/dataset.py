@@ -172,6 +172,11 @@ def check_request(
             raise ValueError(f"{name} is {value}, but must be from {low} to {high}")
 
 
+def unseen_names(pair_P2: np.ndarray, images_each: int) -> list[tuple[str, str]]:
+    """Who is in both pictures of each pair, from the numbers of the images."""
+    return [(f"unseen {a}", f"unseen {b}") for a, b in (pair_P2 // images_each).tolist()]
+
+
 def write_faces(
     folder: str | Path,
     *,
@@ -209,7 +214,8 @@ def write_faces(
         progress=progress,
     )
     pair_P2, same_P = draw_pairs(seed, num_unseen)
-    write_pairs(folder / "unseen.bin", [unseen[i] for i in pair_P2.ravel()], same_P)
+    names = unseen_names(pair_P2, UNSEEN_IMAGES)
+    write_pairs(folder / "unseen.bin", [unseen[i] for i in pair_P2.ravel()], same_P, names)
     (folder / "property").write_text(f"{num_identities},{image_size},{image_size}\n")
     contact_sheet(seed, range(min(num_identities, 12)), 10, image_size).save(folder / "sheet.png")
     return {

@@ -19,6 +19,7 @@ from kappaface_dist.made_up_faces.dataset import (
     in_turns,
     pairs_of_same,
     render_record,
+    unseen_names,
 )
 from kappaface_dist.made_up_faces.identity import draw_num_images
 
@@ -87,7 +88,8 @@ def render_people(
         progress=progress,
     )
     pair_P2, same_P = _all_pairs(num_unseen, seed)
-    write_pairs(pairs, [unseen[i] for i in pair_P2.ravel()], same_P)
+    names = unseen_names(pair_P2, UNSEEN_IMAGES)
+    write_pairs(pairs, [unseen[i] for i in pair_P2.ravel()], same_P, names)
     return record, pairs
 
 

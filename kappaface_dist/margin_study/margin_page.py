@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kappaface_dist.text_files import shown
+
 
 def write_page(folder: Path, summary: dict[str, Any], pictures: Sequence[Path]) -> None:
     """Write report.md, which shows the pictures beside it."""
@@ -50,11 +52,15 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 def _class_rows(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:
     rows = [
-        f"| {entry['class']}{' ' + entry['name'] if entry['name'] else ''} | {entry['images']}"
+        f"| {entry['class']}{_name(entry['name'])} | {entry['images']}"
         f" | {entry['concentration']:.1f} | {entry['margin']:.3f} |"
         for entry in entries
     ]
     return [f"| {title} classes | images | concentration | margin |", "|---|---|---|---|", *rows]
+
+
+def _name(name: str | None) -> str:
+    return "" if name is None else " " + shown(name).replace("|", r"\|")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -4,6 +4,7 @@ Shapes: C classes, H W image size.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.margin_study.margin_report import ClassMeasures, easiest, hardest
+from kappaface_dist.text_files import shown
 
 # More classes than this are thinned out evenly.
 MAX_POINTS = 50_000
@@ -151,15 +153,25 @@ def _identities(classes: ClassMeasures) -> Figure:
         strict=True,
     ):
         axes.imshow(np.concatenate([_row(classes.catalog, number) for number in chosen]))
+        names = classes.catalog.class_names
         labels = [
-            f"class {number}\n{classes.count_C[number]} images\nκ {classes.kappa_C[number]:.1f}"
-            f", m {classes.margin_C[number]:.2f}"
+            f"{_label(names, number)}\n{classes.count_C[number]} images\n"
+            f"κ {classes.kappa_C[number]:.1f}, m {classes.margin_C[number]:.2f}"
             for number in chosen
         ]
         axes.set_yticks([TILE * (row + 0.5) for row in range(len(chosen))], labels, fontsize=8)
         axes.set_xticks([])
         axes.set_title(title)
     return figure
+
+
+def _label(names: Sequence[str] | None, number: int) -> str:
+    """Who a class is; a long name loses its middle, since the pictures need the width."""
+    if names is None:
+        return f"class {number}"
+    name = shown(names[number])
+    name = name if len(name) <= 24 else f"{name[:14]}…{name[-9:]}"
+    return name.replace("$", r"\$")  # to matplotlib it would begin a formula
 
 
 def _row(catalog: Catalog, number: int) -> np.ndarray:

@@ -94,6 +94,27 @@ def test_make_pairs_from_a_list(photos, tmp_path):
         assert np.abs(decode_image(payload, 16).astype(int) - photo).mean() < 4
 
 
+def test_make_pairs_says_who_and_fills_the_folds(photos, tmp_path):
+    """A one-fold list with a mark, of three of the folder's four people."""
+    same = [f"s{k % 3}\t{1 + k // 3}\t{2 + k // 3}" for k in range(12)]
+    different = [f"s{k % 3}\t{1 + k // 3}\ts{(k + 1) % 3}\t{1 + k // 3}" for k in range(12)]
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("\ufeff12\n" + "\n".join(same + different) + "\n\n", encoding="utf-8")
+    out = tmp_path / "set.bin"
+    made = start("tools/make_pairs.py", photos, out, "--pairs", listed, "--json", tmp_path / "r")
+    assert made.returncode == 0, made.stderr
+    assert "24 pairs (12 same) of 15 images of 3 identities, of 4 in the folder" in made.stdout
+    assert "folds would hold one kind of pairs only" in made.stdout
+    report = json.loads((tmp_path / "r").read_text())
+    assert (report["identities"], report["identities_in_folder"]) == (3, 4)
+    pairs = read_pairs(out)
+    assert pairs.same_P.tolist() == [True, False] * 12
+    assert sorted(pairs.names.names) == ["s0", "s1", "s2"]
+    assert [pairs.names.of_pair(2 * k)[0] for k in range(12)] == [row[:2] for row in same]
+    wanted = [tuple(row.split("\t")[::2]) for row in different]
+    assert [pairs.names.of_pair(2 * k + 1) for k in range(12)] == wanted
+
+
 def test_mistakes_end_with_one_line(photos, tmp_path):
     broken = tmp_path / "broken"
     for identity in ("a", "b"):

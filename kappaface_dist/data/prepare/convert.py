@@ -14,7 +14,9 @@ from kappaface_dist.data.jpeg_header import JPEG_END, JPEG_START
 from kappaface_dist.data.prepare.check import lacks_only_the_end
 from kappaface_dist.data.sources.base import LeftOut
 from kappaface_dist.data.sources.catalog import Catalog
+from kappaface_dist.data.sources.class_names import folder_names, write_class_names
 from kappaface_dist.data.sources.recordio import RecordWriter
+from kappaface_dist.text_files import shown
 from kappaface_dist.whole_files import whole_file
 
 KINDS = (".rec", ".tar", ".parquet")
@@ -116,12 +118,14 @@ def convert(
         elif out.suffix == ".parquet":
             _write_parquet(path, images)
         else:
-            _write_folder(path, images, names, len(count_C))
+            _write_folder(path, images, folder_names(names, len(count_C)))
         report.files.append(path)
     if report.label_of:
         report.count_C = count_C.tolist()
         report.numbers = out.with_name(f"{out.stem}.renumbered.tsv")
         _write_numbers(report.numbers, report, names)
+    if out.suffix:
+        write_class_names(report.files[0], names)
     return report
 
 
@@ -152,9 +156,9 @@ def _write_numbers(path: Path, report: ConvertReport, names: Sequence[str] | Non
     """A table with a line per class: its number, its label before, its images and its name."""
     lines = ["class\tlabel_before\timages\tname\n"]
     for number, (label, count) in enumerate(zip(report.label_of, report.count_C, strict=True)):
-        lines.append(f"{number}\t{label}\t{count}\t{names[number] if names else ''}\n")
+        lines.append(f"{number}\t{label}\t{count}\t{shown(names[number]) if names else ''}\n")
     with whole_file(path) as unfinished:
-        unfinished.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+        unfinished.write_text("".join(lines), encoding="utf-8")
 
 
 def _images(
@@ -234,12 +238,9 @@ def _write_parquet(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _write_folder(
-    path: Path, images: Iterator[tuple[int, int, bytes]], names: Sequence[str] | None, num: int
-) -> None:
-    width = len(str(num - 1))
+def _write_folder(path: Path, images: Iterator[tuple[int, int, bytes]], names: list[str]) -> None:
     for index, label, payload in images:
-        folder = path / (names[label] if names else f"{label:0{width}}")
+        folder = path / names[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:09}{_suffix(payload)}").write_bytes(payload)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from kappaface_dist.data.images import decode_image, encode_jpeg
 from kappaface_dist.data.jpeg_header import JPEG_START, JpegHeader, read_jpeg_header
 from kappaface_dist.data.sources.base import list_dataset, printable
+from kappaface_dist.data.sources.class_names import write_class_names
 from kappaface_dist.data.sources.recordio import RecordReader, RecordWriter
 from kappaface_dist.whole_files import whole_file
 
@@ -87,7 +88,7 @@ def make_record(
     shards: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> RecordReport:
-    """Write train.rec, train.idx and property ("classes,height,width") into out.
+    """Write train.rec, train.idx, train.names and property ("classes,height,width") into out.
 
     Classes are numbered in the order of the folders' names; folders without a readable image get no
     number. Upright JPEGs that have image_size already are copied as they are, everything else is
@@ -137,6 +138,7 @@ def make_record(
     for label in labels:
         count_C[label] += 1
     records = _join([part.prefix for part in parts], labels, out, shards)
+    write_class_names(records[0], class_names)
     text = f"{len(class_names)},{image_size},{image_size}\n"
     (out / "property").write_text(text, encoding="ascii")
     shutil.rmtree(out / PARTS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kappaface_dist.data.sources.base import LeftOut, Source
+from kappaface_dist.data.sources.class_names import number_by_names
 from kappaface_dist.data.sources.folder import FolderSource
 from kappaface_dist.data.sources.record import RecordSource
 from kappaface_dist.data.sources.table_source import TableSource
@@ -56,8 +57,15 @@ class Catalog:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """The names of the identities' folders, by class; None for record files."""
-        return self.sources[0].class_names
+        """The names of the identities, by class, where the data has them for every class."""
+        names = self.sources[0].class_names
+        if names is not None and len(names) < self.num_classes:
+            logger.warning(
+                "%d names for %d classes: they are not used; %s is of other data",
+                *(len(names), self.num_classes, "the file of names beside the dataset"),
+            )
+            return None
+        return names
 
     @property
     def left_out(self) -> LeftOut:
@@ -105,6 +113,7 @@ def open_catalog(train: str | Path | Sequence[str | Path], *, any_labels: bool =
     """
     paths = find_sources(train)
     sources = tuple(open_source(path) for path in paths)
+    number_by_names(sources)
     sizes = [len(source.label_I) for source in sources]
     # A single file's labels stay memory-mapped, shared by all processes of a machine.
     label_I = sources[0].label_I

@@ -5,12 +5,14 @@ Shapes: I images of the source, R records.
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from kappaface_dist.data.sources import index_cache
 from kappaface_dist.data.sources.base import MAX_CLASSES, LeftOut
+from kappaface_dist.data.sources.class_names import read_class_names
 from kappaface_dist.data.sources.recordio import RecordReader
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,6 @@ class RecordSource:
     Raises:
         ValueError: the file is damaged, or a label is not a class number.
     """
-
-    class_names: Sequence[str] | None = None
 
     def __init__(self, path: Path):
         self._path, self._stamp = path, _record_stamp(path)
@@ -44,6 +44,11 @@ class RecordSource:
         why = f"records not in {index.name} (delete it to have all)"
         self.left_out = LeftOut({why: unlisted}, [(str(path), f"{unlisted} {why}")])
         self.left_out = self.left_out if unlisted else LeftOut()
+
+    @cached_property
+    def class_names(self) -> Sequence[str] | None:
+        """From the file of names beside the record, where there is one."""
+        return read_class_names(self._path)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; ValueError if the record is damaged."""

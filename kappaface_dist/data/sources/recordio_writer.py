@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from kappaface_dist.data.sources.class_names import write_class_names
 from kappaface_dist.whole_files import whole_file
 
 MAGIC = 0xCED7230A
@@ -75,6 +76,9 @@ class RecordWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._files.__exit__(kind, error, traceback)
+        if kind is None:
+            # Those of a record that was there before; who knows the new ones writes them next.
+            write_class_names(self.record_path, None)
 
 
 def encode_record(body: bytes) -> bytes:

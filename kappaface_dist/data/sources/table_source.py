@@ -1,7 +1,8 @@
 """Hugging Face datasets and Parquet files with images inside, through pyarrow.
 
-A column "image" (bytes, or Hugging Face's struct of bytes and path) and a column "label" (whole
-numbers); other names will do where only one column is of such a type.
+A column "image" (bytes, a list of them, or Hugging Face's struct of bytes and path) and a column
+"label" (whole numbers of any type, or names); other names will do where only one column is of bytes
+or of integers. Names number the classes in their order, over all files of a dataset.
     .arrow    what datasets.save_to_disk() writes; memory-mapped, any image at once
     .parquet  images can only be had by the row group: the last few are kept, so set
               data.block_shuffle, or turn it into a record with tools/convert_record.py
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kappaface_dist.data.sources.base import MAX_CLASSES
+from kappaface_dist.data.sources.class_names import read_class_names
 
 MAX_KEPT_BYTES = 1 << 28  # of row groups
 
@@ -46,22 +48,43 @@ class TableSource:
             image, label = find_columns(self._blocks.schema, str(path))
             self._blocks.image = image
             column = self._blocks.labels(label)
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
         except pa.ArrowException as error:
             raise ValueError(f"{path} cannot be read ({error}): copy or rebuild it") from error
         if column.null_count:
             raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
-        label_I = column.to_numpy()
-        if len(label_I) == 0:
+        if len(column) == 0:
             raise ValueError(f"{path} has no row: rebuild it, or leave it out")
-        bad = np.flatnonzero((label_I < 0) | (label_I >= MAX_CLASSES))
+        self.class_names: Sequence[str] | None
+        self.named_by_text = _holds_text(column.type)
+        if self.named_by_text:
+            names, self.label_I = np.unique(column.to_numpy().astype(str), return_inverse=True)
+            self.class_names = names.tolist()
+        else:
+            numbers = column.to_numpy()
+            wide = np.float64 if numbers.dtype.kind == "f" else numbers.dtype
+            self.label_I = self._numbers(numbers.astype(wide))
+            self.class_names = _class_names(self._blocks.schema, label) or read_class_names(path)
+        self.label_I = self.label_I.astype(np.int32)
+        self._first_row = np.cumsum([0, *self._blocks.num_rows])
+
+    def _numbers(self, label_I: np.ndarray) -> np.ndarray:
+        # NaN fails the first comparison; those below 0 are junk that can be dropped.
+        good_I = (label_I > -MAX_CLASSES) & (label_I < MAX_CLASSES) & (label_I == np.floor(label_I))
+        bad = np.flatnonzero(~good_I)
         if len(bad):
             raise ValueError(
                 f"{self.where(int(bad[0]))} has label {label_I[bad[0]]}, labels are whole numbers"
                 " from 0 on: rebuild the file"
             )
-        self.label_I = label_I.astype(np.int32)
-        self.class_names: Sequence[str] | None = _class_names(self._blocks.schema, label)
-        self._first_row = np.cumsum([0, *self._blocks.num_rows])
+        return label_I
+
+    def number_by(self, names: Sequence[str]) -> None:
+        """Number the classes by the sorted names of all files of a dataset, not of this alone."""
+        assert self.class_names is not None
+        self.label_I = np.searchsorted(names, self.class_names)[self.label_I].astype(np.int32)
+        self.class_names = names
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; ValueError if there are none."""
@@ -70,7 +93,8 @@ class TableSource:
         payload = value.get("bytes") if isinstance(value, dict) else value
         if not payload:
             raise ValueError("the row has no image bytes")
-        return payload
+        # Lists of numbers, of which those of int8 are below 0 from 128 on.
+        return payload if isinstance(payload, bytes) else bytes(number & 255 for number in payload)
 
     def where(self, index: int) -> str:
         """The file and the row in it."""
@@ -85,21 +109,62 @@ def find_columns(schema: Any, name: str) -> tuple[str, str]:
     """
     import pyarrow as pa
 
-    def holds_bytes(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    def is_label(kind: Any) -> bool:
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_integer(values) or pa.types.is_floating(values) or _holds_text(values)
+
+    def is_image(kind: Any) -> bool:
+        return _holds_bytes(kind) or _holds_byte_lists(kind)
 
     found = []
-    for wanted, fits in (("image", holds_bytes), ("label", pa.types.is_integer)):
-        fitting = [field.name for field in schema if fits(field.type)]
-        if wanted not in fitting and len(fitting) != 1:
+    for wanted, what, fits, fits_unnamed in (
+        ("image", "encoded images", is_image, _holds_bytes),
+        ("label", "class numbers", is_label, pa.types.is_integer),
+    ):
+        if wanted in schema.names:
+            kind = schema.field(wanted).type
+            if not fits(kind):
+                raise ValueError(
+                    f"{name} has a column {wanted} of the type {kind}, expected {what}"
+                    f" ({'bytes' if wanted == 'image' else 'whole numbers, or names'}): rebuild it"
+                )
+            found.append(wanted)
+            continue
+        fitting = [field.name for field in schema if fits_unnamed(field.type)]
+        if len(fitting) != 1:
             raise ValueError(
                 f"{name} has the columns {', '.join(schema.names)}: rename the one with the"
-                f" {'encoded images' if wanted == 'image' else 'class numbers'} to {wanted!r}"
+                f" {what} to {wanted!r}"
             )
-        found.append(wanted if wanted in fitting else fitting[0])
+        found.append(fitting[0])
     return found[0], found[1]
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return at >= 0 and _holds_bytes(kind.field(at).type)
+    names = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
+    # binary_view came with pyarrow 16.
+    return any(getattr(pa.types, name, lambda kind: False)(kind) for name in names)
+
+
+def _holds_byte_lists(kind: Any) -> bool:
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_kind(kind) for is_kind in lists):
+        return False
+    return pa.types.is_uint8(kind.value_type) or pa.types.is_int8(kind.value_type)
+
+
+def _holds_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    names = ("is_string", "is_large_string", "is_string_view")
+    return any(getattr(pa.types, name, lambda kind: False)(kind) for name in names)
 
 
 class _ArrowBlocks:

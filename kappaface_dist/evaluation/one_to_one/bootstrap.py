@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from kappaface_dist.evaluation.folds import order_for_folds
 from kappaface_dist.evaluation.protocol import (
-    NUM_FOLDS,
     Roc,
     area_under,
     equal_error_rate,
@@ -109,6 +109,7 @@ def bootstrap(
     if same_P.all() or not same_P.any():
         return None
     num_identities = int(identity_P2.max()) + 1
+    order_P, _ = order_for_folds(same_P)
     accuracies = []
 
     def curves() -> Iterator[Roc]:
@@ -116,8 +117,10 @@ def bootstrap(
             weight_P = pair_weights(times_I, identity_P2)
             if not weight_P[same_P].any() or not weight_P[~same_P].any():
                 continue  # so few people that only one kind was drawn: it has no curve
-            if len(same_P) >= NUM_FOLDS:
-                folds = fold_accuracies(distance_P, same_P, weight_P=weight_P)
+            if order_P is not None:
+                folds = fold_accuracies(
+                    distance_P[order_P], same_P[order_P], weight_P=weight_P[order_P]
+                )
                 accuracies.append(np.nanmean(folds))
             yield roc(distance_P, same_P, weight_P)
 

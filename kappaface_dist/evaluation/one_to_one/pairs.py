@@ -13,8 +13,8 @@ from torch import nn
 
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.embed import embed_images
+from kappaface_dist.evaluation.folds import order_for_folds
 from kappaface_dist.evaluation.protocol import (
-    NUM_FOLDS,
     Roc,
     best_accuracy,
     curve_numbers,
@@ -32,7 +32,7 @@ class PairResult:
 
     accuracy is the mean over ten folds, accuracy_std its standard deviation over them; tar_at_far
     has the keys "1e-1" to "1e-6", None where there are not enough different pairs. note says why
-    numbers are missing, and is empty when none is.
+    numbers are missing, or what was done to have them; it is empty when there is nothing to say.
     """
 
     num_pairs: int
@@ -110,12 +110,12 @@ def score_pairs(distance_P: np.ndarray, same_P: np.ndarray) -> PairResult:
             ": a threshold that answers alike for every pair is always right, so an accuracy means"
             " nothing"
         )
-    elif len(same_P) >= NUM_FOLDS:
-        accuracy_F = fold_accuracies(distance_P, same_P)
-        accuracy, accuracy_std = float(accuracy_F.mean()), float(accuracy_F.std())
     else:
-        few = f"{len(same_P)} pairs are not enough for an accuracy over {NUM_FOLDS} folds"
-        note = f"{few}; {note}" if note else few
+        order_P, remark = order_for_folds(same_P)
+        note = "; ".join(part for part in (remark, note) if part)
+        if order_P is not None:
+            accuracy_F = fold_accuracies(distance_P[order_P], same_P[order_P])
+            accuracy, accuracy_std = float(accuracy_F.mean()), float(accuracy_F.std())
     return PairResult(
         num_pairs=len(same_P),
         num_same=int(same_P.sum()),

@@ -22,6 +22,7 @@ from kappaface_dist.evaluation.reports.search_section import (
     search_figures,
     searched_scores,
 )
+from kappaface_dist.text_files import shown
 
 COMMENT = "percent; brackets: 95 % bootstrap interval over the probes' identities"
 
@@ -64,7 +65,7 @@ def write_identification_report(
 
 
 def _pair(found: FaceHit, *, ranked: bool) -> PicturePair:
-    names = [found.probe_name or "probe", found.entry_name or "distractor"]
+    names = [shown(found.probe_name or "probe"), shown(found.entry_name or "distractor")]
     rank = f"rank {found.hit.rank}, " if ranked else ""
     return PicturePair(
         (names[0] if names[0] == names[1] else f"{names[0]} – {names[1]}")

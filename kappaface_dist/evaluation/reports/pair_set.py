@@ -28,6 +28,7 @@ class HardPair:
     distance: float
     first: bytes
     second: bytes
+    names: tuple[str, str] | None  # who is in them, where the set says
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SetReport:
 
     Attributes:
         sha256: of the set's file.
+        named: whether the set says who is who; otherwise the intervals' identities are a guess.
         pixels: accuracy of raw pixels.
         false_matches: different pairs, the closest first.
         false_non_matches: same pairs, the most distant first.
@@ -46,6 +48,7 @@ class SetReport:
     result: PairResult
     same_P: np.ndarray
     intervals: Intervals | None
+    named: bool
     pixels: float | None
     false_matches: list[HardPair]
     false_non_matches: list[HardPair]
@@ -55,6 +58,7 @@ class SetReport:
         return {
             **self.result.summary(),
             "intervals": None if self.intervals is None else self.intervals.summary(),
+            "identities": "named" if self.named else "guessed",
             "file": str(self.path),
             "sha256": self.sha256,
         }
@@ -104,10 +108,15 @@ def describe_set(
     """
     intervals = None
     if num_replicates:
+        identity_P2 = (
+            pair_identities(pairs.payloads, pairs.same_P)
+            if pairs.names is None
+            else pairs.names.identity_P2
+        )
         intervals = bootstrap(
             result.distance_P,
             pairs.same_P,
-            pair_identities(pairs.payloads, pairs.same_P),
+            identity_P2,
             result.tar_at_far,
             num_replicates=num_replicates,
         )
@@ -118,6 +127,7 @@ def describe_set(
         result=result,
         same_P=pairs.same_P,
         intervals=intervals,
+        named=pairs.names is not None,
         pixels=pixels,
         false_matches=_hard_pairs(pairs, result, false_matches),
         false_non_matches=_hard_pairs(pairs, result, false_non_matches),
@@ -131,6 +141,7 @@ def _hard_pairs(pairs: PairFile, result: PairResult, numbers: list[int]) -> list
             float(result.distance_P[number]),
             pairs.payloads[2 * number],
             pairs.payloads[2 * number + 1],
+            None if pairs.names is None else pairs.names.of_pair(number),
         )
         for number in numbers
     ]

@@ -16,6 +16,7 @@ from kappaface_dist.evaluation.reports.page import (
 from kappaface_dist.evaluation.reports.pair_set import HardPair, SetReport
 from kappaface_dist.evaluation.reports.pair_tables import paper_table
 from kappaface_dist.evaluation.reports.plots import det_figure, histogram_figure, roc_figure
+from kappaface_dist.text_files import shown
 
 COMMENT = "percent; brackets: 95 % bootstrap interval over identities"
 
@@ -68,12 +69,18 @@ def _histogram(name: str, report: SetReport) -> dict[str, tuple[str, Figure]]:
 def _pairs(pairs: Sequence[HardPair]) -> list[PicturePair]:
     return [
         PicturePair(
-            f"pair {pair.number}, cosine {1 - pair.distance / 2:.3f}",
+            f"{_people(pair)}pair {pair.number}, cosine {1 - pair.distance / 2:.3f}",
             _picture(f"pair {pair.number}, first image", pair.first),
             _picture(f"pair {pair.number}, second image", pair.second),
         )
         for pair in pairs
     ]
+
+
+def _people(pair: HardPair) -> str:
+    if pair.names is None:
+        return ""
+    return " – ".join(map(shown, dict.fromkeys(pair.names))) + "\n"
 
 
 def _picture(label: str, payload: bytes) -> Picture:

@@ -5,13 +5,19 @@ From folders, from MegaFace's lists (JSON), or from TinyFace's (MATLAB).
 
 import hashlib
 import json
+import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kappaface_dist.data.sources.base import IMAGE_SUFFIXES
+from kappaface_dist.text_files import read_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,36 @@ def read_faces(place: str | Path, root: str | Path | None = None) -> FaceList:
                 f'{place} has no "id" for each "path", which probes and galleries need'
             )
         base = Path(root) if root is not None else place.parent
-        return FaceList([base / path for path in content["path"]], [str(name) for name in names])
-    paths = images_below(place)
-    return FaceList(paths, [path.parent.name for path in paths])
+        return FaceList(
+            [base / path for path in content["path"]],
+            [identity_name(name, place, number) for number, name in enumerate(names)],
+        )
+    return _read_folder(place)
+
+
+def _read_folder(folder: Path) -> FaceList:
+    """Every image below the folder of an identity is of that identity, however deep it lies."""
+    parts = {path: path.relative_to(folder).parts for path in images_below(folder)}
+    names: dict[Path, str | None] = {path: p[0] for path, p in parts.items() if len(p) > 1}
+    if not names:
+        raise ValueError(
+            f"{folder} has {len(parts)} images and no folder of an identity: put each identity's"
+            " images into a folder of its own"
+        )
+    loose = [path.name for path in parts if path not in names]
+    if loose:
+        logger.warning(
+            "%s: %d images lie in no identity's folder and are left out, the first is %s",
+            *(folder, len(loose), loose[0]),
+        )
+    deeper = [path for path in names if len(parts[path]) > 2]
+    if deeper:
+        logger.warning(
+            "%s: %d images lie deeper than an identity's folder and are of that identity, the"
+            " first is %s of %s",
+            *(folder, len(deeper), deeper[0], names[deeper[0]]),
+        )
+    return FaceList(list(names), list(names.values()))
 
 
 def read_distractors(place: str | Path, root: str | Path | None = None) -> FaceList:
@@ -92,7 +125,10 @@ def _read_matlab_list(place: Path, root: str | Path | None) -> FaceList:
     for kind, folder in MATLAB_LISTS.items():
         if f"{kind}_set" in content and f"{kind}_ids" in content:
             names = [str(np.ravel(cell)[0]) for cell in content[f"{kind}_set"].ravel()]
-            identities = [str(number) for number in content[f"{kind}_ids"].ravel()]
+            identities = [
+                identity_name(np.ravel(cell)[0] if np.size(cell) else None, place, number)
+                for number, cell in enumerate(content[f"{kind}_ids"].ravel())
+            ]
             if not names or len(names) != len(identities):
                 raise ValueError(f"{place} has {len(names)} images and {len(identities)} ids")
             base = Path(root) if root is not None else place.parent / folder
@@ -103,12 +139,34 @@ def _read_matlab_list(place: Path, root: str | Path | None) -> FaceList:
     )
 
 
+def identity_name(value: Any, place: Path, number: int) -> str:
+    """The name of an identity that a list gives as text or as a number of any type.
+
+    MATLAB and JSON write one number as 1 or as 1.0: both are "1".
+
+    Raises:
+        ValueError: it is neither text nor a whole number; says where.
+    """
+    if isinstance(value, str) and value.strip():
+        whole = re.fullmatch(r"\s*([0-9]+)\.0*\s*", value)
+        return whole[1] if whole else value
+    # Whole numbers not by way of a float: they may have more digits than a float holds.
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    raise ValueError(
+        f"{place} gives image {number} (counted from 0) the identity {value!r}, expected a name or"
+        " a whole number"
+    )
+
+
 def _read_list(place: Path) -> dict[str, list[str]]:
     if not place.is_file():
         raise ValueError(f"there is no file {place}, expected a list of images")
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_text(place))
+    except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not a JSON list of images: {error}") from error
     paths = content.get("path") if isinstance(content, dict) else None
     if not isinstance(paths, list) or not paths or not all(isinstance(p, str) for p in paths):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kappaface_dist.text_files import read_lines
+
 SUFFIXES = ("_face_tid_mid.txt", "_name_5pts_score.txt", "_template_pair_label.txt")
 
 
@@ -126,7 +128,7 @@ def _read_table(
 ) -> tuple[list[str], np.ndarray]:
     """The first column as text and the named ones as numbers, all separated by spaces."""
     names, rows = [], []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         cells = line.split()
         try:
             rows.append([dtype(cells[column]) for column in columns])
@@ -145,7 +147,7 @@ def _read_integers(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        pair_P3 = np.loadtxt(path, dtype=np.int32, ndmin=2)
+        pair_P3 = np.loadtxt(path, dtype=np.int32, ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
         raise ValueError(f"{path} is not three whole numbers a line: {error}") from error
     if pair_P3.shape[0] == 0 or pair_P3.shape[1] != 3:
@@ -156,7 +158,7 @@ def _read_integers(path: Path) -> np.ndarray:
 def _read_list(path: Path) -> TemplateList:
     """Every template once; its other rows are its further images."""
     subject_of: dict[int, int] = {}
-    for number, row in enumerate(csv.reader(_lines(path)[1:]), start=2):
+    for number, row in enumerate(csv.reader(read_lines(path)[1:]), start=2):
         try:
             template, subject = int(row[0]), int(row[1])
         except (IndexError, ValueError) as error:
@@ -171,9 +173,3 @@ def _read_list(path: Path) -> TemplateList:
     if not subject_of:
         raise ValueError(f"{path} lists no template")
     return TemplateList(np.array(list(subject_of)), np.array(list(subject_of.values())))
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    return path.read_text(encoding="utf-8").splitlines()

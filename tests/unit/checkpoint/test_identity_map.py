@@ -3,6 +3,8 @@
 import pytest
 
 from kappaface_dist.checkpoint.identity_map import read_identity_map, write_identity_map
+from kappaface_dist.data.sources.class_names import write_class_names
+from kappaface_dist.data.sources.recordio import RecordWriter
 from tests.commands import python
 
 
@@ -18,6 +20,28 @@ def test_the_command_takes_lists_of_names(tmp_path):
     done = python("tools/map_identities.py", *(tmp_path / n for n in ("old", "new", "map.tsv")))
     assert done.stdout == "1 identities stay, 1 go, 2 are new\n", done.stderr
     assert read_identity_map(tmp_path / "map.tsv", 2, 3).tolist() == [1, -1, -1]
+
+
+def test_the_command_takes_records_that_know_their_names(tmp_path):
+    for folder, names in (("old", ["ann", "bob"]), ("new", ["bob", "c\td", "dan"])):
+        with RecordWriter(tmp_path / folder / "train") as writer:
+            for label in range(len(names)):
+                writer.write(label, b"picture")
+        write_class_names(tmp_path / folder / "train.rec", names)
+    places = (tmp_path / "old" / "train.rec", tmp_path / "new", tmp_path / "map.tsv")
+    done = python("tools/map_identities.py", *places)
+    assert done.stdout == "1 identities stay, 1 go, 2 are new\n", done.stderr
+    assert read_identity_map(tmp_path / "map.tsv", 2, 3).tolist() == [1, -1, -1]
+    (tmp_path / "old" / "train.names").unlink()
+    done = python("tools/map_identities.py", *places)
+    assert (done.returncode, "has no names beside it (train.names)" in done.stderr) == (1, True)
+
+
+def test_names_with_line_breaks_stay_on_their_line(tmp_path):
+    assert write_identity_map(tmp_path / "map.tsv", ["a\nb", "c\udcff"], ["c\udcff", "a\nb"]) == 2
+    assert read_identity_map(tmp_path / "map.tsv", 2, 2).tolist() == [1, 0]
+    (tmp_path / "map.tsv").write_bytes(b"\xef\xbb\xbf0\t1\tann\r\n\r\n")
+    assert read_identity_map(tmp_path / "map.tsv", 2, 2).tolist() == [-1, 0]
 
 
 @pytest.mark.parametrize(

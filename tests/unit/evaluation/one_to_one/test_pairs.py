@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.data.images import decode_image, encode_jpeg
 from kappaface_dist.evaluation.embedding import embed as embedding
 from kappaface_dist.evaluation.embedding.embed import embed_images
+from kappaface_dist.evaluation.one_to_one.bootstrap import bootstrap
 from kappaface_dist.evaluation.one_to_one.pairs import evaluate_pairs, pixel_baseline, score_pairs
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
 
@@ -128,6 +130,42 @@ def test_one_kind_of_pairs_has_no_accuracy(same, kind):
     assert set(result.tar_at_far.values()) == {None}
     assert len(result.distance_P) == 12
     assert pixel_baseline(coloured([same] * 12)) is None
+
+
+@pytest.mark.parametrize(
+    "order", [lambda kind: kind, lambda kind: ~kind, lambda kind: np.roll(kind, 137)]
+)
+def test_the_order_of_the_list_does_not_change_the_accuracy(order):
+    """Same pairs in one block and different ones in another, as LFW's one-fold lists have them."""
+    generator = np.random.default_rng(0)
+    block_P = order(np.arange(1000) < 500)
+    distance_P = generator.normal(np.where(block_P, 1.4, 1.9), 0.4).clip(0, 4)
+    places = [np.flatnonzero(block_P), np.flatnonzero(~block_P)]
+    turns_P = np.stack(places, axis=1).ravel()
+    blocks, turns = (
+        score_pairs(distance_P[order_P], block_P[order_P]) for order_P in (np.arange(1000), turns_P)
+    )
+    # The oracle: scikit-learn's stratified folds, every threshold, by plain loops.
+    grid, accuracies = np.arange(0, 4, 0.01), []
+    for train, test in StratifiedKFold(10).split(distance_P, block_P):
+        right = [np.mean((distance_P[train] < t) == block_P[train]) for t in grid]
+        best = grid[int(np.argmax(right))]
+        accuracies.append(np.mean((distance_P[test] < best) == block_P[test]))
+    assert blocks.accuracy == turns.accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
+    assert blocks.accuracy_std == pytest.approx(np.std(accuracies), abs=1e-12)
+    assert "folds hold one kind only" in blocks.note
+    assert "folds hold one kind only" not in turns.note
+    identity_P2 = np.arange(2000).reshape(-1, 2)
+    low, high = bootstrap(distance_P, block_P, identity_P2, {}, num_replicates=50).accuracy
+    assert low < blocks.accuracy < high
+
+
+def test_nine_pairs_of_a_kind_have_no_accuracy():
+    result = evaluate_pairs(
+        Colour(), coloured([True] * 40 + [False] * 9), image_size=16, device=CPU
+    )
+    assert (result.accuracy, result.auc) == (None, 1.0)
+    assert result.note.startswith("40 same and 9 different pairs are not enough")
 
 
 def test_too_few_pairs_for_folds():

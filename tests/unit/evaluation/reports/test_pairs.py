@@ -84,6 +84,37 @@ def test_a_browser_shows_everything(folder, reports, tmp_path):
     assert found["rows"][1][3].startswith(f"{100 * reports['a'].result.auc:.2f} [")
 
 
+def test_a_named_set_says_who_and_resamples_its_people(tmp_path):
+    # Six people with eight pictures each; equal pictures and same pairs alone tell 30 apart.
+    rng = np.random.default_rng(0)
+    names, payloads, same = [], [], []
+    colours = rng.integers(0, 256, (6, 3))
+    for number in range(60):
+        first, second = number % 6, (number + number % 2) % 6
+        for person in (first, second):
+            pixels = np.clip(colours[person] + rng.normal(0, 25, (16, 16, 3)), 0, 255)
+            payloads.append(encode_jpeg(pixels.astype(np.uint8)))
+        names.append((f"<b>person {first}</b>", f"<b>person {second}</b>"))
+        same.append(first == second)
+    options = {"image_size": 16, "batch_size": 64, "num_replicates": 20}
+    found = {}
+    for kind, given in (("named", names), ("guessed", None)):
+        write_pairs(tmp_path / f"{kind}.bin", payloads, same, given)
+        path = tmp_path / f"{kind}.bin"
+        found[kind] = report_set(Colour(), path, device=torch.device("cpu"), **options)
+        assert found[kind].summary()["identities"] == kind
+    counts = {kind: report.intervals.num_identities for kind, report in found.items()}
+    assert counts == {"named": 6, "guessed": 90}
+    hard = found["named"].false_matches[0]
+    assert hard.names == names[hard.number]
+    page = write_html_report(tmp_path / "report", found, title="x", facts={}, config=None)
+    text = page.read_text()
+    first, second = (name.replace("<b>", "&lt;b&gt;") for name in hard.names)
+    assert f"{first.replace('</b>', '&lt;/b&gt;')} – {second.replace('</b>', '&lt;/b&gt;')}" in text
+    assert "named beside the set" in text
+    assert "guessed from equal pictures" in text
+
+
 def test_plots_and_what_was_run_are_there(folder):
     assert {path.stem for path in (folder / "plots").glob("*.png")} >= {"roc", "det", "scores_a"}
     text = (folder / "report.html").read_text()

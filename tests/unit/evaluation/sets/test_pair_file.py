@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,20 +23,61 @@ def write(path, content, protocol=4):
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_reads_numpy_payloads_as_numpy_itself_pickles_them(tmp_path, protocol, shape):
-    # Protocol 2 as written by Python 3 spells bytes as a call of _codecs.encode: see the next test.
     arrays = [np.frombuffer(payload, np.uint8).reshape(shape) for payload in PAYLOADS]
-    path = write(tmp_path / "a.bin", (arrays, SAME), protocol)
-    if protocol == 2:
-        with pytest.raises(ValueError, match=r"_codecs\.encode"):
-            read_pairs(path)
-        return
-    pairs = read_pairs(path)
+    pairs = read_pairs(write(tmp_path / "a.bin", (arrays, SAME), protocol))
     assert pairs.payloads == PAYLOADS
     assert pairs.same_P.tolist() == SAME
     assert pairs.same_P.dtype == bool
     assert pairs.num_pairs == 2
+
+
+FLAGS = {
+    "list of np.bool_": list(np.array(SAME)),
+    "bool array": np.array(SAME),
+    "int64 array": np.array(SAME).astype(np.int64),
+    "int32 array, big-endian": np.array(SAME).astype(">i4"),
+    "uint8 array": np.array(SAME).astype(np.uint8),
+    "float32 array": np.array(SAME).astype(np.float32),
+    "float64 array, a column": np.array(SAME).astype(np.float64)[:, None],
+    "floats": [1.0, 0.0],
+    "np.float64": list(np.array([1.0, 0.0])),
+    "np.int64": list(np.array([1, 0])),
+    "tuple": (1, 0),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_flags_in_every_type(tmp_path, flags, protocol):
+    pairs = read_pairs(write(tmp_path / "a.bin", (PAYLOADS, flags), protocol))
+    assert pairs.same_P.tolist() == SAME
+    assert pairs.same_P.dtype == bool
+    assert pairs.payloads == PAYLOADS
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda p: np.frombuffer(p, np.uint8).copy()])
+def test_images_in_every_type(tmp_path, kind, protocol):
+    payloads = [bytes(range(256)), b"\x00\xff\x80", b"plain", "zoë".encode()]
+    pairs = read_pairs(write(tmp_path / "a.bin", ([kind(p) for p in payloads], SAME), protocol))
+    assert pairs.payloads == payloads
+    assert {type(payload) for payload in pairs.payloads} == {bytes}
+
+
+FORMS = ["plain", "flags_numpy_list", "flags_numpy_array", "flags_int_array", "flags_float"]
+FORMS += ["bytearrays", "protocol0", "protocol2", "protocol5"]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_pair_files_of_the_cases(shared_cases, name):
+    place = shared_cases / "pair_files"
+    pairs = read_pairs(place / f"{name}.bin")
+    # Made here from photos: the plain unpickler is the oracle.
+    images, flags = pickle.loads((place / "plain.bin").read_bytes())  # noqa: S301
+    assert (pairs.payloads, pairs.same_P.tolist()) == (images, flags)
+    assert (pairs.num_pairs, pairs.same_P.sum()) == (40, 20)
 
 
 def test_reads_the_str_payloads_of_python_2(tmp_path):
@@ -117,11 +159,28 @@ def test_the_stand_ins_cannot_be_changed_or_misused(tmp_path):
         b"(cnumpy\nndarray\nK\x01o.",  # construct ndarray directly
         dtype + b"(X\x01\x00\x00\x00OK\x00K\x01tR.",  # an object array
         dtype + b"(X\x02\x00\x00\x00u1tR(K\x03X\x01\x00\x00\x00|N](K\x01etb.",  # fields
+        b"cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR.",  # two gigabytes of nothing
+        b"cbuiltins\nbytes\n}b.",
+        b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00rottR.",
+        b"cnumpy.core.multiarray\nscalar\n(" + dtype + b"(X\x01\x00\x00\x00OtR](tR.",
         reconstruct + b"(tR(K\x01(K\x63t" + dtype + b"(X\x02\x00\x00\x00u1tR\x89C\x01atb.",  # shape
     ):
         path.write_bytes(b"\x80\x03" + program)
         with pytest.raises(ValueError, match="is refused"):
             read_pairs(path)
+
+
+@pytest.mark.parametrize("opcode", ["BYTEARRAY8", "BINBYTES8", "BINUNICODE8", "FRAME", "LONG4"])
+def test_a_claimed_length_takes_no_memory(tmp_path, opcode):
+    """The file has a few bytes, and says that they are four gigabytes."""
+    path = tmp_path / "claim.bin"
+    length = struct.pack("<I", (1 << 31) - 1) if opcode == "LONG4" else struct.pack("<Q", 4 << 30)
+    path.write_bytes(b"\x80\x05" + getattr(pickle, opcode) + length + b"few.")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"claim\.bin is not a readable pickle"):
+        read_pairs(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_every_truncation_is_one_sentence(tmp_path):
@@ -160,6 +219,12 @@ def test_random_damage_never_escapes(tmp_path):
         (([b"x", b""], [True]), "image 1 is a bytes of 0"),
         (([b"x", b"y"], [2]), r"flag 0 is 2 \(int\)"),
         (([b"x", b"y"], ["yes"]), "flag 0 is 'yes'"),
+        (([b"x", b"y"], [0.5]), r"flag 0 is 0\.5 \(float\)"),
+        (([b"x", b"y"], np.array([-1.0])), r"flag 0 is -1\.0 \(float\)"),
+        (([b"x", b"y"], np.array([float("nan")])), r"flag 0 is nan"),
+        (([b"x"] * 8, np.eye(2, dtype=bool)), r"flags in a numpy array of shape \(2, 2\)"),
+        ((np.zeros((2, 9), np.uint8), [1]), r"a numpy array of shape \(2, 9\) and a list of 1"),
+        (([b"x", b"y"], np.array(["same"])), "a numpy array of type 'U4'"),
         (([np.zeros(3, np.float32), b"y"], [1]), "is refused: it holds a numpy array of type 'f4'"),
         (([np.zeros((3, 3), np.uint8), b"y"], [1]), r"shape \(3, 3\)"),
     ],

@@ -2,9 +2,16 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
-from kappaface_dist.evaluation.sets.pair_lists import all_pairs, images_by_identity, listed_pairs
+from kappaface_dist.evaluation.folds import folds_of_one_kind
+from kappaface_dist.evaluation.sets.pair_lists import (
+    all_pairs,
+    images_by_identity,
+    in_folds,
+    listed_pairs,
+)
 
 
 def folder(root, counts, name="{identity}_{number:04d}.jpg"):
@@ -113,3 +120,107 @@ def test_folders_without_pairs_are_named(tmp_path):
         identities = images_by_identity(folder(tmp_path / str(len(counts)), counts))
         with pytest.raises(ValueError, match="expected two identities or more and two images"):
             all_pairs(identities, seed=0)
+
+
+def named(pairs):
+    """(name, number, name, number, same) of each pair."""
+    return [
+        (a.parent.name, int(a.stem.split("_")[-1]), b.parent.name, int(b.stem.split("_")[-1]), same)
+        for a, b, same in pairs
+    ]
+
+
+LIST = "1\t2\nann_b\t1\t3\nbob\t2\t3\nann_b\t2\tbob\t1\nbob\t3\tann_b\t1\n"
+PAIRS = [
+    ("ann_b", 1, "ann_b", 3, True),
+    ("bob", 2, "bob", 3, True),
+    ("ann_b", 2, "bob", 1, False),
+    ("bob", 3, "ann_b", 1, False),
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LIST.encode(),
+        b"\xef\xbb\xbf" + LIST.encode() + b"\n\n",
+        LIST.encode("utf-16"),
+        LIST.replace("\n", "\r\n").encode() + b"  \r\n",
+        LIST.replace("\t", "  ").encode(),
+        LIST.replace("\n", " \t\n").replace("1\t2", "2", 1).encode(),
+        # Different pairs first.
+        b"2\n" + b"".join(line + b"\n" for line in LIST.encode().split(b"\n")[:0:-1]),
+    ],
+    ids=["plain", "mark", "utf-16", "windows", "spaces", "tabs at the ends", "other order"],
+)
+def test_a_list_in_every_spelling(tmp_path, content):
+    identities = images_by_identity(folder(tmp_path / "lfw", {"ann_b": 3, "bob": 3}))
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(content)
+    found = named(listed_pairs(path, identities))
+    assert found in (PAIRS, PAIRS[::-1])
+
+
+@pytest.mark.parametrize("separator", ["\t", " "])
+def test_names_with_spaces_and_numbers(tmp_path, separator):
+    counts = {"Ann van Lee": 3, "Bob 2": 3, "12": 3, "José": 2}
+    identities = images_by_identity(folder(tmp_path / "lfw", counts, "{number}.jpg"))
+    rows = [
+        ("Ann van Lee", 1, 3),
+        ("12", 1, 2),
+        ("José", 1, 2),
+        ("Ann van Lee", 2, "Bob 2", 1),
+        ("Bob 2", 3, "12", 1),
+        ("12", 2, "Ann van Lee", 1),
+    ]
+    text = "".join(separator.join(map(str, row)) + "\n" for row in rows)
+    (tmp_path / "pairs.txt").write_text("3\n" + text, encoding="utf-8")
+    found = named(listed_pairs(tmp_path / "pairs.txt", identities))
+    assert found == [
+        (row[0], row[1], row[0] if len(row) == 3 else row[2], row[-1], len(row) == 3)
+        for row in rows
+    ]
+
+
+def test_what_could_be_read_in_two_ways_is_refused(tmp_path):
+    identities = images_by_identity(
+        folder(tmp_path / "lfw", {"a": 3, "a 1 b": 3, "b 2 c": 3, "c": 3}, "{number}.jpg")
+    )
+    (tmp_path / "pairs.txt").write_text("1\na 1 2\na 1 b 2 c 3\n")
+    with pytest.raises(ValueError, match=r"line 3 .* can be read as 2 pairs: separate .* by tabs"):
+        listed_pairs(tmp_path / "pairs.txt", identities)
+
+
+def test_two_images_of_one_number_are_refused(tmp_path):
+    folder(tmp_path / "lfw", {"ann": 2, "bob": 2}, "{number}.jpg")
+    (tmp_path / "lfw" / "ann" / "01.png").touch()
+    (tmp_path / "pairs.txt").write_text("1\nann 1 2\nann 1 bob 1\n")
+    with pytest.raises(ValueError, match=r"line 2 .* has 01\.png and 1\.jpg: keep one"):
+        listed_pairs(tmp_path / "pairs.txt", images_by_identity(tmp_path / "lfw"))
+
+
+def test_text_in_another_encoding_is_named(tmp_path):
+    identities = images_by_identity(folder(tmp_path / "lfw", {"ann": 2, "bob": 2}))
+    (tmp_path / "pairs.txt").write_bytes("1\nann 1 2\nJosé 1 bob 1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="line 3 is not text in UTF-8: save the file as UTF-8"):
+        listed_pairs(tmp_path / "pairs.txt", identities)
+
+
+@pytest.mark.parametrize("kinds", ["SD", "DS", "SDSDSD", "SSDD"])
+def test_lists_are_written_with_both_kinds_in_each_tenth(kinds):
+    pairs = [(kind, number, kind == "S") for kind in kinds for number in range(60)]
+    ordered, remark = in_folds(pairs)
+    assert sorted(ordered) == sorted(pairs)
+    assert "folds would hold one kind of pairs only" in remark
+    assert folds_of_one_kind(np.array([pair[2] for pair in ordered])) == 0
+    again, remark = in_folds(ordered)
+    assert (again, remark) == (ordered, "")
+
+
+@pytest.mark.parametrize("name", ["one_fold", "one_fold_bom"])
+def test_the_one_fold_lists_of_the_cases(shared_cases, name):
+    place = shared_cases / "lists"
+    pairs = listed_pairs(place / f"{name}.txt", images_by_identity(place / "photos"))
+    assert [same for *_, same in pairs] == [True] * 60 + [False] * 60
+    ordered, _ = in_folds(pairs)
+    assert folds_of_one_kind(np.array([same for *_, same in ordered])) == 0

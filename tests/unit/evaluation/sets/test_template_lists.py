@@ -105,3 +105,17 @@ def test_the_made_set_is_one(tmp_path):
         assert np.abs(placed - REFERENCE_52).max() < 0.01
     with pytest.raises(ValueError, match="3 people are too few"):
         write_template_set(tmp_path, name="ijbx", num_identities=3, seed=3)
+
+
+def test_marks_and_blank_last_lines(lists):
+    """What Windows editors add to a list changes nothing but its digest."""
+    plain = read_template_set(lists)
+    for path in (lists / "meta").iterdir():
+        text = path.read_text().replace("\n", "\r\n")
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n\r\n")
+    marked = read_template_set(lists)
+    assert marked.image_names == plain.image_names
+    for name in ("template_I", "media_I", "points_I52", "pair_P2", "same_P"):
+        assert (getattr(marked, name) == getattr(plain, name)).all()
+    assert marked.galleries.keys() == plain.galleries.keys()
+    assert (marked.probes.subject_T == plain.probes.subject_T).all()
