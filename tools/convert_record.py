@@ -64,7 +64,8 @@ def main() -> None:
             print(f"class {number}, label {label} before, has no image left", file=sys.stderr)
     print(
         f"{', '.join(map(str, report.files[:3]))}{' ...' if len(report.files) > 3 else ''}:"
-        f" {report.num_images} images; {report.num_mended} mended, {report.num_left_out} left out",
+        f" {report.num_images} images; {report.num_mended} mended, {report.num_left_out} left out"
+        + (f"; {report.numbers} says which class was which" if report.numbers else ""),
         file=sys.stderr if args.json == "-" else sys.stdout,
     )
     commands.write_json(

@@ -122,13 +122,13 @@ def test_a_folder_as_it_comes(made, tmp_path):
     expected = {
         "loose.jpg": "in no identity's folder",
         "nobody": "a folder without a photo",
-        "person 0/gone.jpg": "a link to nothing, or no file",
+        "person 0/gone.jpg": "a link to nothing",
         "person 0/.DS_Store": "hidden",
     }
     for listed in (report.ignored, catalog.left_out.listed):
         assert {str(Path(name).relative_to(folder)): why for name, why in listed} == expected
     done = python("tools/check_record.py", folder)
-    assert "verdict: usable; left out: 1 a folder without a photo" in done.stdout
+    assert "verdict: usable; left out: a folder without a photo: 1" in done.stdout
 
 
 def test_the_plain_record(made):
@@ -176,7 +176,7 @@ def test_one_class(made):
 def test_a_filter_is_kept_to(made):
     catalog = open_catalog(made / "records" / "filtered")
     assert catalog.num_images == 30
-    assert catalog.left_out.counts == {"not in train.idx (delete it to have all records)": 30}
+    assert catalog.left_out.counts == {"records not in train.idx (delete it to have all)": 30}
     plain = open_catalog(made / "records" / "plain")
     assert [catalog.read(i) for i in range(30)] == [plain.read(2 * i) for i in range(30)]
 

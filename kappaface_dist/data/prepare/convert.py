@@ -38,6 +38,7 @@ class ConvertReport:
         with_dropped_labels: how many images had which of the labels to drop.
         left_out: what the source has and does not give.
         label_of: what the classes were before, where they were renumbered.
+        numbers: the file that says so.
         count_C: the images written of each of them.
     """
 
@@ -48,6 +49,7 @@ class ConvertReport:
     with_dropped_labels: dict[int, int] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
     label_of: list[int] = field(default_factory=list)
+    numbers: Path | None = None
     count_C: list[int] = field(default_factory=list)
 
     @property
@@ -82,8 +84,8 @@ def convert(
         progress: called with (images done, images in all) now and then.
 
     Raises:
-        ValueError: the ending is unknown, a class number does not fit the kind of file, or no
-            image has a label to drop.
+        ValueError: the ending is unknown, a class number does not fit the kind of file, no image
+            has a label to drop, or a label to renumber is below 0.
         RuntimeError: pyarrow is not installed.
     """
     if out.suffix not in ("", *KINDS):
@@ -101,9 +103,8 @@ def convert(
         before_C = np.unique(label_I[kept])
         label_I = np.searchsorted(before_C, label_I)
         report.label_of = before_C.tolist()
-        if names is not None:
-            known = before_C.min() >= 0 and before_C.max() < len(names)
-            names = [names[label] for label in report.label_of] if known else None
+        named = names is not None and before_C[-1] < len(names)
+        names = [names[label] for label in report.label_of] if names and named else None
     count_C = np.zeros(int(label_I[kept].max()) + 1, dtype=np.int64)
     for i in range(shards):
         name = out.stem + (f"-{i:05}-of-{shards:05}" if shards > 1 else "")
@@ -117,11 +118,12 @@ def convert(
         elif out.suffix == ".parquet":
             _write_parquet(path, images)
         else:
-            _write_folder(path, images, names, len(count_C))
+            _write_folder(path, images, folder_names(names, len(count_C)))
         report.files.append(path)
     if report.label_of:
         report.count_C = count_C.tolist()
-        _write_numbers(out.with_name(f"{out.stem}.renumbered.tsv"), report, names)
+        report.numbers = out.with_name(f"{out.stem}.renumbered.tsv")
+        _write_numbers(report.numbers, report, names)
     if out.suffix:
         write_class_names(report.files[0], names)
     return report
@@ -139,6 +141,12 @@ def _without(
                 f" {label_I.min()} to {label_I.max()}"
             )
     kept = np.flatnonzero(~np.isin(label_I, list(drop_labels)))
+    if len(kept) and label_I[kept].min() < 0:
+        below = int(label_I[kept].min())
+        raise ValueError(
+            f"{(label_I == below).sum()} images have the label {below}, which is no class number"
+            f" and often marks junk: add --drop-label={below}"
+        )
     if not len(kept):
         raise ValueError(f"all {len(label_I)} images have a label that is to be dropped: keep some")
     return kept
@@ -230,10 +238,7 @@ def _write_parquet(path: Path, images: Iterator[tuple[int, int, bytes]]) -> None
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _write_folder(
-    path: Path, images: Iterator[tuple[int, int, bytes]], names: Sequence[str] | None, num: int
-) -> None:
-    names = folder_names(names, num)
+def _write_folder(path: Path, images: Iterator[tuple[int, int, bytes]], names: list[str]) -> None:
     for index, label, payload in images:
         folder = path / names[label]
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ MAX_LISTED = 1000
 # Why something in a folder is not taken.
 NO_IMAGE = "not an image by its name"
 HIDDEN = "hidden"
-NO_FILE = "a link to nothing, or no file"
+NO_TARGET = "a link to nothing"
+NO_FILE = "neither file nor folder"
 LOOP = "a link to a folder that it lies in"
 LOOSE = "in no identity's folder"
 NO_PHOTO = "a folder without a photo"
@@ -59,7 +60,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         """Counts and reasons, for a message."""
-        counts = [f"{count} {why}" for why, count in sorted(self.counts.items())]
+        counts = [f"{why}: {count}" for why, count in sorted(self.counts.items())]
         return ", ".join(counts) or "nothing else"
 
 
@@ -136,7 +137,7 @@ def list_dataset(folder: Path) -> Dataset:
                 if not entry.name.startswith(OWN_FILES):
                     dataset.left_out.append((entry.name, HIDDEN))
             elif not entry.is_dir():
-                why = LOOSE if entry.is_file() else NO_FILE
+                why = LOOSE if entry.is_file() else _why_no_file(entry)
                 dataset.left_out.append((entry.name, why))
     for identity in list_identities(folder):
         images, left_out, folders = list_content(folder / identity)
@@ -164,11 +165,15 @@ def _walk(folder: Path, inside: str, above: tuple[tuple[int, int], ...], content
                     content.folders.append(name)
                     _walk(Path(entry.path), f"{name}/", (*above, this), content)
             elif not entry.is_file():
-                content.left_out.append((name, NO_FILE))
+                content.left_out.append((name, _why_no_file(entry)))
             elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 content.images.append(name)
             else:
                 content.left_out.append((name, NO_IMAGE))
+
+
+def _why_no_file(entry: os.DirEntry[str]) -> str:
+    return NO_TARGET if entry.is_symlink() else NO_FILE
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -135,7 +135,7 @@ def open_catalog(train: str | Path | Sequence[str | Path], *, any_labels: bool =
             compare_property(folder / "property", catalog.num_classes)
     left_out = catalog.left_out
     if left_out.total:
-        logger.warning("%s: left out: %s; the first: %s: %s", train, left_out, *left_out.listed[0])
+        logger.warning("%s: left out: %s (the first: %s)", train, left_out, left_out.listed[0][0])
     return catalog
 
 

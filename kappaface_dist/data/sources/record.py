@@ -41,7 +41,7 @@ class RecordSource:
         self._record_I = arrays["record"] if len(arrays["record"]) else range(len(self.label_I))
         (unlisted,) = arrays["unlisted"].tolist()
         index = path.with_suffix(".idx")
-        why = f"not in {index.name} (delete it to have all records)"
+        why = f"records not in {index.name} (delete it to have all)"
         self.left_out = LeftOut({why: unlisted}, [(str(path), f"{unlisted} {why}")])
         self.left_out = self.left_out if unlisted else LeftOut()
 
@@ -109,7 +109,7 @@ def _check_index(arrays: index_cache.Arrays, path: Path) -> None:
         raise ValueError("it holds no images")
     if len(label_I) != (len(record_I) or len(offset_R)):
         raise ValueError("it has not a label for each image")
-    ascending = (np.diff(offset_R) > 0).all() and (np.diff(record_I) > 0).all()
+    ascending = (offset_R[1:] > offset_R[:-1]).all() and (record_I[1:] > record_I[:-1]).all()
     if not ascending or offset_R[0] < 0 or offset_R[-1] >= path.stat().st_size:
         raise ValueError("its records do not follow each other in the file")
     if len(record_I) and not 0 <= record_I[0] <= record_I[-1] < len(offset_R):

@@ -28,7 +28,7 @@ from kappaface_dist.data.sources.class_names import read_class_names
 logger = logging.getLogger(__name__)
 
 LABELS = frozenset((".cls", ".json"))
-MAX_LABEL_BYTES = 1 << 20
+MAX_LABEL_BYTES = 1 << 20  # a .json may hold more than the label
 LAYOUT = {"label": "<i4", "start": "<i8", "bytes": "<i8", "left_out": "|u1"}
 # What tarfile raises on a damaged header, beside its own errors.
 DAMAGED = (
@@ -142,7 +142,7 @@ def _members(path: Path, data: mmap.mmap, left_out: list[tuple[str, str]]) -> It
             if entry.isdir():
                 continue
             if not entry.isfile() or entry.issparse():
-                why = "a link, or stored with gaps"
+                why = "a link or a file with holes"
             elif name.rpartition("/")[2].startswith("."):
                 why = HIDDEN
             elif suffix not in IMAGE_SUFFIXES and suffix not in LABELS:
@@ -152,19 +152,12 @@ def _members(path: Path, data: mmap.mmap, left_out: list[tuple[str, str]]) -> It
                 continue
             # The last file may be cut off: its header is whole, its bytes are not there.
             if entry.offset_data + entry.size > end:
-                raise _CutOff(f"{path} is cut off in its last image: copy it again")
+                raise tarfile.TarError(f"{name} claims {entry.size} bytes and is cut off")
             yield _Member(name, entry.offset_data, entry.size)
     except DAMAGED as error:
         raise ValueError(
-            f"{path} is not a plain .tar file ({type(error).__name__}: {error}): decompress it, or"
-            " copy it again"
+            f"{path} is not a plain .tar file ({error}): decompress it, or copy it again"
         ) from error
-    except _CutOff as error:
-        raise ValueError(str(error)) from None
-
-
-class _CutOff(Exception):
-    """A member's bytes are not all in the file."""
 
 
 def _labelled(
@@ -205,7 +198,11 @@ def _labelled(
 
 def _label(path: Path, member: _Member, data: mmap.mmap) -> int | None:
     """The class number in a .cls or .json file; None for a .json without one."""
-    content = data[member.start : member.start + min(member.size, MAX_LABEL_BYTES + 1)]
+    if member.size > MAX_LABEL_BYTES:
+        raise ValueError(
+            f"{path}: {member.name} has {member.size} bytes, not a label: write it anew"
+        )
+    content = data[member.start : member.start + member.size]
     text = content.removeprefix(codecs.BOM_UTF8)
     try:
         value = json.loads(text) if member.suffix == ".json" else int(text)

@@ -10,7 +10,7 @@ import pickle
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -173,7 +173,7 @@ STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 # pickle's Python form: the C form sizes its memo by the largest index that the file names, so four
 # damaged bytes take all memory. It reads a set of 6000 pairs in under a second.
 class _PairUnpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in STAND_INS:

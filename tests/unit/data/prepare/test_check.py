@@ -93,7 +93,9 @@ def test_good_is_only_what_nothing_was_left_out_of(tmp_path):
     lines = [f"{i}\t{at}\n" for i, at in enumerate(bytes_at) if i not in (4, 8)]
     (tmp_path / "a.idx").write_text("".join(lines))
     report = checked(path)
-    assert report.verdict.startswith("usable; left out: 2 not in a.idx")
+    assert report.verdict.startswith(
+        "usable; left out: records not in a.idx (delete it to have all): 2"
+    )
     assert report.problems == []
     assert report.num_images == 10
     root = tmp_path / "photos"

@@ -135,6 +135,9 @@ def test_labels_that_cannot_be_dropped(tmp_path):
     catalog = open_catalog(write_records(tmp_path / "a.rec", [0, 0, 1], 32))
     with pytest.raises(ValueError, match=r"no image has the label 5 .* labels are 0 to 1"):
         convert(catalog, tmp_path / "b.rec", drop_labels=[5])
+    junk = open_catalog(write_records(tmp_path / "c.rec", [-1, 0, -1, 1], 32), any_labels=True)
+    with pytest.raises(ValueError, match=r"2 images have the label -1, .* add --drop-label=-1"):
+        convert(junk, tmp_path / "b.rec", renumber=True)
     with pytest.raises(ValueError, match="all 3 images have a label that is to be dropped"):
         convert(catalog, tmp_path / "b.rec", drop_labels=[0, 1])
     assert not list(tmp_path.glob("b*"))

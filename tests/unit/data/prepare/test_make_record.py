@@ -192,7 +192,7 @@ def test_photos_at_any_depth_and_what_is_left_out(tmp_path):
     done = run_tool(tmp_path / "photos", tmp_path / "out", "--processes", "1")
     assert done.returncode == 0, done.stderr
     assert (
-        "3 images of 2 identities; left out: 0 unreadable, 1 a folder without a photo"
+        "3 images of 2 identities; left out: 0 unreadable, a folder without a photo: 1"
         in done.stdout
     )
     for name in ("loose.jpg", "1.heic", "nobody", "gone.jpg"):

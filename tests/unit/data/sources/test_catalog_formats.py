@@ -4,12 +4,14 @@ import io
 import json
 import tarfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
 from kappaface_dist.data.loading.loader import build_loader
+from kappaface_dist.data.sources import index_cache
 from kappaface_dist.data.sources.catalog import open_catalog
 from tests.unit.data.made_records import jpeg
 
@@ -78,8 +80,77 @@ def test_compressed_and_damaged_shards(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", [("0.cls", b"0"), ("0.jpg", jpeg(1, 32))])
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole.read_bytes()[:1700])
-    with pytest.raises(ValueError, match=r"cut\.tar is (cut off|not a plain)"):
+    with pytest.raises(ValueError, match=r"cut\.tar(: 0.jpg claims .* cut off| is not a plain)"):
         open_catalog(cut)
+
+
+def sparse_member(name, real, claimed):
+    """A member in GNU's old form of sparse files: `real` bytes that stand for `claimed`."""
+    info = tarfile.TarInfo(name)
+    info.size = real
+    info.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:398], block[398:410] = b"%011o\0" % 0, b"%011o\0" % real
+    block[482:483], block[483:495] = b"\0", b"%011o\0" % claimed
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + b"1".ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("name", ["0.jpg", "0.cls"])
+@pytest.mark.parametrize("kind", ["sparse", "pax sparse", "size"])
+def test_a_header_that_claims_gigabytes(tmp_path, name, kind):
+    other = {"0.jpg": ("0.cls", b"0"), "0.cls": ("0.jpg", jpeg(1, 32))}[name]
+    path = write_tar(tmp_path / "a.tar", [other])
+    start = path.read_bytes()[: 512 + (len(other[1]) + 511) // 512 * 512]
+    info = tarfile.TarInfo(name)
+    info.size = 1
+    if kind == "sparse":
+        member = sparse_member(name, 1, 8 << 30)
+    elif kind == "pax sparse":
+        sparse = {"map": "0,1", "size": str(8 << 30), "numblocks": "1"}
+        info.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+        member = info.tobuf(tarfile.PAX_FORMAT) + b"1".ljust(512, b"\0")
+    else:
+        info.size = 8 << 30
+        member = info.tobuf(tarfile.GNU_FORMAT) + b"1".ljust(512, b"\0")
+    path.write_bytes(start + member + bytes(1024))
+    np.unique([0])  # what numpy loads at the first call is not the shard's
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.tar") as caught:
+        open_catalog(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert peak < 20e6
+
+
+def test_a_label_of_megabytes(tmp_path):
+    files = [("0.jpg", jpeg(1, 32)), ("0.json", b" " * (2 << 20) + b'{"label": 0}')]
+    with pytest.raises(ValueError, match=r"0\.json has \d+ bytes, not a label"):
+        open_catalog(write_tar(tmp_path / "a.tar", files))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"start": np.array([0, 2**40])},
+        {"bytes": np.array([-5, 5])},
+        {"label": np.array([0, 1, 2], np.int32)},
+        {"label": np.array([0, 1], np.float64)},
+    ],
+)
+def test_a_false_cache_of_a_shard_is_made_anew(tmp_path, caplog, changes):
+    path = shard(tmp_path / "a.tar", [1, 0])
+    content = images_of(open_catalog(path))
+    fingerprint = index_cache.file_stamp(path)
+    cache = tmp_path / "a.tar.kfindex"
+    arrays = {n: np.array(a) for n, a in index_cache.read(cache, fingerprint).items()}
+    index_cache.write(cache, fingerprint, arrays | changes)
+    catalog = open_catalog(path)
+    assert catalog.label_I.tolist() == [1, 0]
+    assert images_of(catalog) == content
+    assert f"the cached index {cache} is made anew" in caplog.text
 
 
 @pytest.fixture

@@ -77,10 +77,10 @@ def test_what_is_not_taken_is_counted_and_named(tmp_path, caplog):
         "README": "neither an image nor a label by its name",
         "._0.jpg": "hidden",
         "9": "a label without an image",
-        "3.jpg": "a link, or stored with gaps",
+        "3.jpg": "a link or a file with holes",
     }
     assert catalog.left_out.total == 6
-    assert "2 neither an image nor a label by its name" in caplog.text
+    assert "neither an image nor a label by its name: 2" in caplog.text
 
 
 @pytest.mark.parametrize(
