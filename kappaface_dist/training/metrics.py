@@ -20,6 +20,8 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
+TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
+SPEED_NAMES = ("images_per_second", "data_wait_share", "checkpoint_pause_seconds")
 
 
 @dataclass
@@ -107,7 +109,7 @@ class Reporter:
         self._file.flush()
         if self._writer is not None:
             for name, number in numbers.items():
-                self._writer.add_scalar(name, number, step)
+                self._writer.add_scalar(board_name(name), number, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
         if line is not None:
@@ -120,6 +122,15 @@ class Reporter:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def board_name(name: str) -> str:
+    """TensorBoard's: names in groups by what they are about."""
+    if "/" in name:  # accuracy/SET
+        return name
+    if name in TRAIN_NAMES:
+        return f"train/{name}"
+    return f"speed/{name}" if name in SPEED_NAMES else f"head/{name}"
 
 
 def keep_steps_before(path: Path, first_step: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import simplejpeg
 
+from kappaface_dist.commands import deaf_to_interrupts
 from kappaface_dist.data.images import JPEG_START, decode_image, encode_jpeg
 from kappaface_dist.data.sources.base import list_identities, list_images
 from kappaface_dist.data.sources.recordio import RecordReader, RecordWriter
@@ -186,7 +187,10 @@ def _run(parts: list[_Part], processes: int) -> Iterator[int]:
             yield num_done
         return
     # Fresh processes: a fork of one that runs threads may hang.
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
+    context = multiprocessing.get_context("spawn")
+    with deaf_to_interrupts():
+        pool = context.Pool(min(processes, len(parts)))
+    with pool:
         for num in pool.imap_unordered(_make_part, parts):
             num_done += num
             yield num_done
