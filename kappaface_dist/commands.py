@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def ignore_interrupts() -> None:
-    """For the start of a helper process: Ctrl-C reaches it too, and its parent answers for both."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes started here never hear of Ctrl-C, which reaches a whole terminal's group.
+
+    Their parent answers for them. A process inherits what is ignored, from its first line on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may choose
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def write_json(target: str | None, report: dict[str, Any]) -> None:

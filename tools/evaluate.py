@@ -18,7 +18,7 @@ from kappaface_dist.evaluation.reports.pair_tables import text_table
 from kappaface_dist.evaluation.reports.pairs import write_html_report
 from kappaface_dist.evaluation.reports.plots import plot_roc
 from kappaface_dist.models import command_line
-from kappaface_dist.models.saved_model import SavedModel, model_facts
+from kappaface_dist.models.saved_model import SavedModel, model_facts, training_facts
 
 
 def main() -> None:
@@ -95,7 +95,10 @@ def publish(args: argparse.Namespace, model: SavedModel, reports: dict[str, SetR
             Path(args.report),
             reports,
             title=f"Verification of {model.settings.name}",
-            facts=model_facts(model.path, model.digest, model.settings),
+            facts={
+                **model_facts(model.path, model.digest, model.settings),
+                **training_facts(model),
+            },
             config=model.config,
         )
         if args.json != "-":

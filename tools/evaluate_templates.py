@@ -28,7 +28,7 @@ from kappaface_dist.evaluation.templates.benchmark import (
 )
 from kappaface_dist.evaluation.templates.pooling import Pooling
 from kappaface_dist.models import command_line
-from kappaface_dist.models.saved_model import SavedModel, model_facts
+from kappaface_dist.models.saved_model import SavedModel, model_facts, training_facts
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -101,6 +101,7 @@ def publish(
     if args.report:
         facts = {
             **model_facts(model.path, model.digest, model.settings),
+            **training_facts(model),
             "set": f"{Path(args.set).resolve()}, SHA-256 of its lists {templates.digest}",
             "pooling": ", ".join(f"{key.replace('_', ' ')}: {on}" for key, on in settings.items()),
         }

@@ -27,7 +27,7 @@ from kappaface_dist.evaluation.one_to_many.faces import identify_faces
 from kappaface_dist.evaluation.reports.identification import write_identification_report
 from kappaface_dist.evaluation.sets.face_lists import FaceList, read_distractors, read_faces
 from kappaface_dist.models import command_line
-from kappaface_dist.models.saved_model import SavedModel, model_facts
+from kappaface_dist.models.saved_model import SavedModel, model_facts, training_facts
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -134,6 +134,7 @@ def publish(
     if args.report:
         facts = {
             **model_facts(model.path, model.digest, model.settings),
+            **training_facts(model),
             **{
                 name: f"{getattr(args, name)}, {len(faces.paths)} images, SHA-256 of their names"
                 f" {faces.digest()}"

@@ -22,12 +22,14 @@ class Roc:
     """Accept rates at every threshold that gives another answer, from "none" to "all".
 
     far_T[i] and tar_T[i] are the shares of different and of same pairs whose distance is at most
-    threshold_T[i]; the first threshold is below every distance.
+    threshold_T[i]; the first threshold is below every distance. num_pairs counts both kinds; 0
+    where it is not known.
     """
 
     far_T: np.ndarray
     tar_T: np.ndarray
     threshold_T: np.ndarray
+    num_pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def roc(distance_P: np.ndarray, same_P: np.ndarray, weight_P: np.ndarray | None 
         far_T=np.concatenate([[0.0], false_T / num_different]),
         tar_T=np.concatenate([[0.0], accepted_T / num_same]),
         threshold_T=np.concatenate([[-np.inf], distance_P[order][ends_T]]),
+        num_pairs=num_same + num_different,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from kappaface_dist.commands import deaf_to_interrupts
 from kappaface_dist.data.images import encode_jpeg
 from kappaface_dist.data.sources.recordio_writer import MAX_LABEL, RecordWriter
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
@@ -83,8 +84,13 @@ def render_all(photos: Sequence[PhotoNumber], processes: int) -> Iterator[bytes]
     # Fresh processes: a fork of one that runs threads (torch, a progress bar) may hang. And where
     # one is killed the executor raises, while multiprocessing.Pool waits for ever.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(face_jpeg, photos, chunksize=32)
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    try:
+        with deaf_to_interrupts():
+            drawn = pool.map(face_jpeg, photos, chunksize=32)
+        yield from drawn
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def render_record(

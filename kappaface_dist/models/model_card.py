@@ -114,8 +114,9 @@ def _thresholds(sets: Mapping[str, Any]) -> str:
         cells = [_cosine(found.get(rate), bounds.get(rate)) for rate in rates]
         lines.append(f"| {in_markdown(name)} | {' | '.join(cells)} |")
     lines.append(
-        "\nFAR: the share of the set's pairs of different people that are taken for one person;"
-        " brackets: 95 % bootstrap intervals over identities."
+        "\nFAR: the share of the set's pairs of different people that are taken for one person."
+        + (" Brackets: 95 % bootstrap intervals over identities." if "[" in "".join(lines) else "")
+        + " Of single images, the embedding of the mirror image added."
     )
     return "\n\n" + "\n".join(lines)
 

@@ -167,6 +167,13 @@ def model_facts(path: Path, digest: str, settings: BackboneSettings) -> dict[str
     }
 
 
+def training_facts(model: SavedModel) -> dict[str, str]:
+    """What a page says about a model's training, as far as it is known."""
+    known = learnt(model)
+    names = {"training_images": "training images", "training_identities": "training identities"}
+    return {title: known[name] for name, title in names.items() if name in known}
+
+
 def backbone_settings(config: Config) -> BackboneSettings:
     """What an export must say to be built again."""
     section = config.backbone

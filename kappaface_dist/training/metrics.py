@@ -26,6 +26,8 @@ from kappaface_dist.whole_files import whole_file
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
+TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
+SPEED_NAMES = ("images_per_second", "data_wait_share", "checkpoint_pause_seconds")
 
 
 @dataclass
@@ -125,7 +127,7 @@ class Reporter:
             raise RuntimeError(f"{self._path} was deleted while the run was writing it")
         if self._writer is not None:
             for name, number in numbers.items():
-                self._writer.add_scalar(name, number, step)
+                self._writer.add_scalar(board_name(name), number, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
         if line is not None:
@@ -160,6 +162,15 @@ def report(
 ) -> None:
     """Write a reporter's line; collective: a fault of the one that has it is every rank's."""
     parallel.agree(lambda: None if reporter is None else reporter.write(step, numbers, line))
+
+
+def board_name(name: str) -> str:
+    """TensorBoard's: names in groups by what they are about."""
+    if "/" in name:  # accuracy/SET
+        return name
+    if name in TRAIN_NAMES:
+        return f"train/{name}"
+    return f"speed/{name}" if name in SPEED_NAMES else f"head/{name}"
 
 
 def keep_steps_before(path: Path, first_step: int) -> None:

@@ -5,15 +5,10 @@ Shapes: C classes, K classes of this shard.
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from kappaface_dist.commands import write_json
 from kappaface_dist.config.file import to_dict
@@ -21,17 +16,15 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import one_line
 from kappaface_dist.evaluation.reports.pair_set import SetReport
-from kappaface_dist.evaluation.reports.plots import plot_roc
 from kappaface_dist.models.export import save_backbone, weights_digest
 from kappaface_dist.models.metadata import learnt_facts
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
-from kappaface_dist.training.metrics import Reporter, read_metrics
+from kappaface_dist.training.metrics import Reporter
+from kappaface_dist.training.run_plots import draw_plots
 from kappaface_dist.training.verification import baselines, describe_sets, write_verification
-from kappaface_dist.whole_files import whole_file
 
-matplotlib.use("Agg")
 logger = logging.getLogger(__name__)
 # More classes than this are thinned out evenly for the pictures.
 MAX_PLOTTED_CLASSES = 100_000
@@ -148,77 +141,6 @@ def class_table(job: Job) -> dict[str, np.ndarray]:
     }
     parts = parallel.gather_objects(own)
     return {name: np.concatenate([part[name] for part in parts]) for name in own}
-
-
-def draw_plots(
-    folder: Path, classes: dict[str, np.ndarray], results: dict[str, PairResult]
-) -> None:
-    """plots/*.png of a run."""
-    plots = folder / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
-    lines = read_metrics(folder / "metrics.jsonl")
-    _draw(plots / "loss.png", lambda axes: _loss(axes, lines))
-    _draw(plots / "margins.png", lambda axes: _margins(axes, classes))
-    if np.isfinite(classes["concentration"]).any():
-        _draw(plots / "concentrations.png", lambda axes: _concentrations(axes, classes))
-    curves = {name: result.roc for name, result in results.items() if result.roc is not None}
-    if curves:
-        plot_roc(plots / "roc.png", curves, "Verification")
-
-
-def _draw(path: Path, draw: Any) -> None:
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=120)
-    draw(figure.add_subplot())
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, format="png")
-
-
-def _loss(axes: Axes, lines: list[dict[str, float]]) -> None:
-    logged = [line for line in lines if "loss" in line]
-    axes.plot([line["step"] for line in logged], [line["loss"] for line in logged])
-    axes.set(xlabel="step", ylabel="loss", title="Training loss")
-    axes.grid(alpha=0.3)
-
-
-def _margins(axes: Axes, classes: dict[str, np.ndarray]) -> None:
-    measured_C = np.isfinite(classes["concentration"])
-    for mask_C, label, colour in (
-        (measured_C, "concentration measured", "tab:blue"),
-        (~measured_C, "not measured: neutral", "tab:orange"),
-    ):
-        if mask_C.any():
-            axes.scatter(
-                classes["images"][mask_C],
-                classes["margin"][mask_C],
-                s=9,
-                alpha=0.5,
-                label=f"{label} ({mask_C.sum()} classes)",
-                color=colour,
-                linewidths=0,
-            )
-    axes.set(
-        xlabel="images of the class",
-        ylabel="margin",
-        title="Margin of each class",
-        xscale="log",
-        ylim=(0.0, None),
-    )
-    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_formatter(ScalarFormatter())
-    axes.legend()
-    axes.grid(alpha=0.3)
-
-
-def _concentrations(axes: Axes, classes: dict[str, np.ndarray]) -> None:
-    kappa_C = classes["concentration"][np.isfinite(classes["concentration"])]
-    axes.hist(kappa_C, bins=min(50, max(5, len(kappa_C) // 5)))
-    axes.axvline(kappa_C.mean(), color="tab:red", label=f"mean {kappa_C.mean():.0f}")
-    axes.set(
-        xlabel="concentration (kappa)",
-        ylabel="classes",
-        title="Concentration of the classes: low means hard",
-    )
-    axes.legend()
 
 
 def summary_table(summary: dict[str, Any]) -> str:

@@ -1,10 +1,16 @@
 """What the command-line programs share."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from kappaface_dist import commands
+from tests.commands import ENVIRONMENT, ROOT
 
 
 def test_a_report_goes_where_it_is_asked_for(tmp_path, capsys):
@@ -33,3 +39,23 @@ def test_the_progress_bar_waits_for_the_first_image(capsys):
     progress(3, 7)
     progress(7, 7)
     assert "7/7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_a_tool_with_one_line(tmp_path, processes):
+    """Sent to the whole group, as a terminal does, while the tool's processes work."""
+    command = [sys.executable, "tools/make_faces.py", str(tmp_path / "faces")]
+    command += ["--identities=3000", f"--processes={processes}", "--image-size=32"]
+    tool = subprocess.Popen(
+        command,
+        cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "faces").is_dir():
+        assert tool.poll() is None, tool.stderr.read()
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(tool.pid, signal.SIGINT)
+    said = tool.communicate(timeout=100)[1]
+    assert tool.returncode == 130
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("stopped by Ctrl-C")

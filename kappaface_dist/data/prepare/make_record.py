@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from kappaface_dist.commands import deaf_to_interrupts
 from kappaface_dist.data.images import decode_image, encode_jpeg
 from kappaface_dist.data.jpeg_header import JPEG_START, JpegHeader, read_jpeg_header
 from kappaface_dist.data.sources.base import list_dataset, printable
@@ -187,7 +188,10 @@ def _run(parts: list[_Part], processes: int) -> Iterator[int]:
             yield num_done
         return
     # Fresh processes: a fork of one that runs threads may hang.
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(parts))) as pool:
+    context = multiprocessing.get_context("spawn")
+    with deaf_to_interrupts():
+        pool = context.Pool(min(processes, len(parts)))
+    with pool:
         for num in pool.imap_unordered(_make_part, parts):
             num_done += num
             yield num_done

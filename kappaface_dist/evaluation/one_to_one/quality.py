@@ -15,6 +15,8 @@ import numpy as np
 
 from kappaface_dist.evaluation.protocol import as_cosine
 
+# With fewer same pairs left the error is noise, and the curve ends.
+FEWEST = 10
 SHARES = tuple(n / 100 for n in range(96))
 
 
@@ -24,7 +26,8 @@ class RejectCurve:
 
     Attributes:
         share_X: of the images.
-        fnmr_X: false non-matches among the same pairs that are left; the shares end where none is.
+        fnmr_X: false non-matches among the same pairs that are left; the shares end where they
+            are fewer than FEWEST.
         fmr_X: false matches among the different pairs that are left; NaN where none is.
         far: the false accept rate of the whole set that the threshold is for.
     """
@@ -67,14 +70,14 @@ def reject_curve(
     threshold: float,
     far: str,
 ) -> RejectCurve | None:
-    """The curve at one threshold; None where quality is the same everywhere.
+    """The curve at one threshold; None where quality is the same everywhere, or pairs are few.
 
     Args:
         threshold: the cosine from which on a pair is called the same.
         quality_P2: of the two images of each pair, higher is better; an image in several pairs is
             rejected as often.
     """
-    if not same_P.any() or np.ptp(quality_P2) <= 1e-6 * np.abs(quality_P2).max():
+    if same_P.sum() < FEWEST or np.ptp(quality_P2) <= 1e-6 * np.abs(quality_P2).max():
         return None
     place_P2 = np.empty(quality_P2.size, dtype=np.int64)
     place_P2[np.argsort(quality_P2.ravel(), kind="stable")] = np.arange(quality_P2.size)
@@ -83,7 +86,7 @@ def reject_curve(
     shares, missed, false = [], [], []
     for share in SHARES:
         left_P = lowest_P >= round(share * quality_P2.size)
-        if not (left_P & same_P).any():
+        if (left_P & same_P).sum() < FEWEST:
             break
         shares.append(share)
         missed.append(float(np.mean(~accepted_P[left_P & same_P])))

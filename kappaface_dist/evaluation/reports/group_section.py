@@ -30,7 +30,7 @@ def group_table(report: GroupReport) -> Table:
 def group_note(report: GroupReport) -> str:
     """What the table's numbers are of, and what is not in it."""
     text = (
-        f"All groups at the whole set's threshold for FAR {report.far}, cosine"
+        f"Percent; all groups at the whole set's threshold for FAR {report.far}, cosine"
         f" {report.threshold:.3f}; pairs within a group count for it."
     )
     if report.num_mixed:

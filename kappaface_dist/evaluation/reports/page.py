@@ -5,6 +5,7 @@ import io
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,20 @@ def write_page(
     write_whole(folder / "table.md", "\n".join(markdown))
     write_whole(folder / "table.tex", "\n".join(latex))
     page = PAGES.get_template(template).render(
-        title=title, facts={**facts, **versions()}, config=config, tables=tables, **content
+        title=title,
+        facts={**facts, "date": today(), **versions()},
+        config=config,
+        tables=tables,
+        **content,
     )
     path = folder / "report.html"
     write_whole(path, page)
     return path
+
+
+def today() -> str:
+    """When the report was written, to the minute."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,8 @@ from kappaface_dist.evaluation.reports.pair_tables import paper_table, threshold
 from kappaface_dist.evaluation.reports.plots import det_figure, histogram_figure, roc_figure
 from kappaface_dist.text_files import shown
 
-COMMENT = "percent; brackets: 95 % bootstrap interval over identities"
+COMMENT = "percent"
+COMMENT_ON_INTERVALS = "percent; brackets: 95 % bootstrap interval over identities"
 
 
 def write_html_report(
@@ -60,7 +61,7 @@ def write_html_report(
         facts={**facts, **sets},
         config=config,
         tables={"": paper_table(reports)},
-        comment=COMMENT,
+        comment=COMMENT_ON_INTERVALS if bands else COMMENT,
         reports=reports,
         curves=write_figures(folder, drawn) if curves else [],
         thresholds={} if thresholds is None else {"Thresholds": thresholds},

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kappaface_dist.evaluation.protocol import Roc
+from kappaface_dist.evaluation.protocol import Roc, area_under, equal_error_rate
 from kappaface_dist.evaluation.reports.names import in_picture
 from kappaface_dist.evaluation.resampling import Band
 from kappaface_dist.whole_files import whole_file
@@ -56,9 +56,8 @@ def roc_figure(
     for name, curve in curves.items():
         far_T, tar_T = _shown(curve, curve.far_T > 0)
         smallest = min(smallest, far_T[0])
-        line = axes.plot(
-            far_T, tar_T, drawstyle="steps-post", linewidth=1.6, label=in_picture(name)
-        )
+        label = f"{in_picture(name)}: {_curve_note(curve)}"
+        line = axes.plot(far_T, tar_T, drawstyle="steps-post", linewidth=1.6, label=label)
         if bands and name in bands:
             band = bands[name]
             _shade(axes, band.far_T, band.low_T, band.high_T, line[0].get_color())
@@ -66,7 +65,7 @@ def roc_figure(
     axes.plot(chance_T, chance_T, color="0.6", linestyle="--", linewidth=1, label="chance")
     axes.set_xscale("log")
     axes.set_xlim(smallest, 1)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(0, 1)
     axes.set_xlabel("false accept rate")
     axes.set_ylabel("true accept rate")
     axes.legend(loc="best", framealpha=0.9)
@@ -101,7 +100,7 @@ def det_figure(
             low_T, high_T = (np.maximum(1 - tar, floor) for tar in (band.high_T, band.low_T))
             _shade(axes, band.far_T[:-1], low_T[:-1], high_T[:-1], line[0].get_color())
     axes.plot([smallest, 1], [smallest, 1], color="0.7", linestyle=":", label="equal errors")
-    axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(lowest * 0.8, 1.1))
+    axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(lowest * 0.8, 1))
     ticks = [tick for tick in MISS_TICKS if tick >= lowest * 0.8]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
@@ -138,7 +137,7 @@ def cmc_figure(
     lowest = min(float(share_K[0]) for share_K in shares.values())
     for low_K, _ in (bands or {}).values():
         lowest = min(lowest, float(low_K[0]))
-    axes.set_ylim(max(-0.02, lowest - 0.05 - 0.1 * (1 - lowest)), 1.02)
+    axes.set_ylim(max(0, lowest - 0.05 - 0.1 * (1 - lowest)), 1)
     axes.set_xlabel("rank k")
     axes.set_ylabel("share of searches with the mate among the first k")
     axes.legend(loc="best", framealpha=0.9)
@@ -181,6 +180,11 @@ def histogram_figure(
     axes.set_ylabel("density")
     axes.legend(loc="best", framealpha=0.9)
     return figure
+
+
+def _curve_note(curve: Roc) -> str:
+    pairs = f"n {curve.num_pairs}, " if curve.num_pairs else ""
+    return f"{pairs}AUC {area_under(curve):.4f}, EER {equal_error_rate(curve):.2%}"
 
 
 def _shown(curve: Roc, mask_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,10 +41,15 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     report = reporter(tmp_path, tensorboard=True)
-    report.write(7, {"loss": 1.5})
+    numbers = {"loss": 1.5, "images_per_second": 8.0, "margin_mean": 0.5, "accuracy/lfw": 0.75}
+    report.write(7, numbers)
     report.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(7, 1.5)]
+    assert events.Tags()["scalars"] == [
+        "train/loss", "speed/images_per_second", "head/margin_mean", "accuracy/lfw"
+    ]  # fmt: skip
+    for name, value in zip(events.Tags()["scalars"], numbers.values(), strict=True):
+        assert [(e.step, e.value) for e in events.Scalars(name)] == [(7, value)]
 
 
 def test_the_meter_leaves_pauses_out(monkeypatch):
@@ -153,7 +158,7 @@ def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path):
         for step in steps:
             report.write(step, {"loss": float(step + first_step)})
         report.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train/loss")
     assert [(event.step, event.value) for event in events] == [
         *((step, step) for step in range(1, 7)),
         (7, 13.0),

@@ -77,10 +77,14 @@ def test_hardest_pairs_are_the_extremes(reports):
 
 def test_a_browser_shows_everything(folder, reports, tmp_path):
     found = look_at(folder / "report.html", tmp_path, drawn=True)
-    # ROC, DET, two histograms; 12 + 12 pairs of a and 12 of b.
-    assert len(found["images"]) == 4 + 2 * (12 + 12 + 12)
+    # ROC, DET, rejects, two histograms; 12 + 12 pairs of a and 12 of b.
+    assert len(found["images"]) == 5 + 2 * (12 + 12 + 12)
     names = list(reports)
-    assert [row[0] for row in found["rows"]] == ["set", *names]
+    first_cells = [row[0] for row in found["rows"]]
+    assert first_cells == ["set", *names, "same from this cosine on", *names]
+    low, high = reports["a"].intervals.threshold_at_far["1e-1"]
+    cosine = reports["a"].result.threshold_at_far["1e-1"]
+    assert found["rows"][4][1] == f"{cosine:.3f} [{low:.3f}–{high:.3f}]"
     assert found["rows"][1][3].startswith(f"{100 * reports['a'].result.auc:.2f} [")
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import auc
 
 from kappaface_dist.evaluation.protocol import roc
 from kappaface_dist.evaluation.reports.plots import plot_roc, roc_figure
@@ -19,9 +20,15 @@ def test_lines_are_the_curves_from_the_first_false_accept_on():
     axes = roc_figure(curves, "Two sets").axes[0]
     assert (axes.get_xscale(), axes.get_title()) == ("log", "Two sets")
     assert axes.get_xlim() == pytest.approx((1 / 500, 1))
-    lines = {line.get_label(): line for line in axes.get_lines()}
+    labels = [line.get_label() for line in axes.get_lines()]
+    lines = {
+        label.partition(":")[0]: line for label, line in zip(labels, axes.get_lines(), strict=True)
+    }
     assert lines.keys() == {"easy", "hard", "chance"}
+    assert axes.get_ylim() == (0, 1)
     for name, expected in curves.items():
+        area = auc(expected.far_T, expected.tar_T)
+        assert f"{name}: n 1000, AUC {area:.4f}, EER " in lines[name].get_label()
         assert lines[name].get_drawstyle() == "steps-post"
         np.testing.assert_array_equal(lines[name].get_xdata(), expected.far_T[expected.far_T > 0])
         np.testing.assert_array_equal(lines[name].get_ydata(), expected.tar_T[expected.far_T > 0])

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import json
 import re
 
@@ -90,7 +91,7 @@ def test_a_browser_shows_what_goes_to_json(result, templates, tmp_path):
         assert text in found["text"]
     markdown, latex = (tmp_path / "table.md").read_text(), (tmp_path / "table.tex").read_text()
     for row in found["rows"]:
-        assert " | ".join(row) in markdown
+        assert " | ".join(row) in html.unescape(markdown)
         for each in row[1:]:
             assert each.replace("–", "--") in latex
     names = {"roc", "det", "scores", "cmc", "identification_det", "identification_scores"}
