@@ -79,7 +79,10 @@ def save_backbone(
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     with whole_file(Path(path)) as unfinished:
         metadata = settings.to_metadata() | {"weights_sha256": weights_digest(model)}
-        save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+        try:
+            save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+        except SafetensorError as error:
+            raise RuntimeError(f"{path} could not be written: {error}") from error
 
 
 def metadata_digest(metadata: dict[str, str]) -> str:
