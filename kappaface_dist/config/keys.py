@@ -40,7 +40,7 @@ class Data:
     loader: str = key("auto", choices=("auto", "dali", "cpu"))
     batch_size: int = key(128, at_least=1, at_most=1e5)  # images per rank and step
     # pixels; images are decoded to this size
-    image_size: int = key(112, at_least=1, at_most=4096, problem=True)
+    image_size: int = key(112, at_least=1, at_most=1024, problem=True)
     augment: str = key("flip", choices=("none", "flip", "adaface", "strong"))
     # decoding threads per rank; 0: this rank's share of the cores
     num_threads: int = key(0, at_least=0, at_most=4096)

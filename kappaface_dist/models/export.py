@@ -89,7 +89,10 @@ def save_backbone(
     assert tensors.keys() == expected.state_dict().keys(), f"the model is not a bare {name}"
     with whole_file(Path(path)) as unfinished:
         metadata = export_metadata(settings, model, facts)
-        save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+        try:
+            save_file(tensors, unfinished, metadata | {SEAL: metadata_digest(metadata)})
+        except SafetensorError as error:
+            raise RuntimeError(f"{path} could not be written: {error}") from error
         _sort_metadata(unfinished)
 
 

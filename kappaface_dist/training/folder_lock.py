@@ -130,7 +130,8 @@ def _lives(path: Path, owner: dict[str, Any], patience: float) -> bool:
             return here
         if not said:
             what = "its end" if here else "its sign of life"
-            logger.info("%s is of %s: waiting for %s", path, _name(owner), what)
+            # A warning: the log, which lies in the folder, has not begun.
+            logger.warning("%s is of %s: waiting for %s", path, _name(owner), what)
             said = True
         time.sleep(min(TRY_AGAIN, patience))
 

@@ -1,6 +1,7 @@
 """Exported backbones: what comes back, and what is refused."""
 
 import random
+import resource
 
 import pytest
 import torch
@@ -101,3 +102,16 @@ def test_an_export_of_an_earlier_version_is_used_and_said(tmp_path, caplog):
     save_file(model.state_dict(), path, {key: str(value) for key, value in SETTINGS.items()})
     assert read(path)[0] == weights_digest(model)
     assert "without checksums: it is used as it is" in caplog.text
+
+
+def test_an_export_that_does_not_fit_on_the_disk_is_a_sentence(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    model = build_backbone("tiny", embedding_size=16, image_size=32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(RuntimeError, match=r"backbone\.safetensors could not be written"):
+            save_backbone(path, model, **SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
