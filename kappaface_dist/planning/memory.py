@@ -120,7 +120,7 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     items = {name: int(slope * rows) for name, slope in per_class.items()}
     num_images = micro_batch_images(config, size)
     used = sample_size(rows, config.head.sample_rate, step_images(config, size))
-    items["logit_cache"] = min(config.head.logit_cache_bytes, 2 * num_images * used)
+    items["logit_cache"] = cache_bytes(config, num_images, used, device_type)
     items["held_embeddings"] = held_bytes(config, size)
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)
     if used < rows:
@@ -129,6 +129,18 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
         drawing += 8 * num_images * config.backbone.embedding_size
         items["head_buffers"] = max(items["head_buffers"] + 8 * used, drawing)
     return items
+
+
+def cache_bytes(config: Config, num_images: int, rows: int, device_type: str) -> int:
+    """What the logit caches of a step's micro-batches hold: whole ones, and whole chunks of one."""
+    section = config.optimizer
+    passes = 1 if section.cache_embeddings else section.accumulate
+    whole = 2 * num_images * rows
+    size = config.backbone.embedding_size
+    chunk_rows = fitting_rows(default_chunk_bytes(device_type), num_images, size)
+    kept, rest = divmod(min(config.head.logit_cache_bytes, passes * whole), max(whole, 1))
+    chunk = 2 * num_images * chunk_rows
+    return kept * whole + rest // chunk * chunk
 
 
 def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
