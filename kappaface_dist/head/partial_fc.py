@@ -18,7 +18,7 @@ from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.micro_batches import MicroBatches, observe
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
-from kappaface_dist.head.softmax.gathered import gather_batch
+from kappaface_dist.head.softmax.gathered import GlobalBatch, gather_batch
 from kappaface_dist.head.softmax.negligible import Skipped
 from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rank_one import RankOne
@@ -106,7 +106,7 @@ class PartialFC(torch.nn.Module):
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
         self._batches = MicroBatches(self._centres, self.classes, sample_rate, seed)
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None  # the batch just seen
+        self._last: GlobalBatch | None = None  # the batch just seen
         self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
     @property
@@ -137,8 +137,7 @@ class PartialFC(torch.nn.Module):
                 self.class_margins.start_step()
             dtype, classes = self.softmax.dtype, self.classes
             batch = gather_batch(unit_BD, label_B, norm_B, epoch_B, dtype, classes)
-            self._last = batch.embedding_GD, batch.label_G
-            label_G = batch.label_G
+            self._last, label_G = batch, batch.label_G
             if self.refuses_labels:
                 check_labels(label_G, self.num_classes)
             rows, column_G, announced_G = self._batches.rows(label_G, learning=learning)
@@ -248,4 +247,4 @@ class PartialFC(torch.nn.Module):
         To be asked for before `step`. Nothing waits for the device; all ranks get the same.
         """
         assert self._last is not None, "head.batch_evidence() without a batch since the last step"
-        return batch_evidence(*self._last, self.num_classes)
+        return batch_evidence(self._last.embedding_GD, self._last.label_G, self.num_classes)

@@ -16,7 +16,7 @@ from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, re
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 from kappaface_dist.head import KappaFace, build_margin
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 
 # Upper ends of the classes' sizes in the table; the last row has the rest.
 SIZE_BOUNDS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -6,7 +6,6 @@ Only rank 0 reports.
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from kappaface_dist.head.margins.psi import measured_line, narrow_margins
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.whole_files import whole_file
+from kappaface_dist.training.metrics_file import keep_steps_before
 
 T = TypeVar("T")
 
@@ -171,52 +170,6 @@ def board_name(name: str) -> str:
     if name in TRAIN_NAMES:
         return f"train/{name}"
     return f"speed/{name}" if name in SPEED_NAMES else f"head/{name}"
-
-
-def keep_steps_before(path: Path, first_step: int) -> None:
-    """Drop the lines of metrics.jsonl from first_step on, and a last line cut off in the middle.
-
-    A damaged file is set aside, and what can be read of it is kept.
-    """
-    if not path.exists():
-        return
-    kept, damaged = _readable(path)
-    if damaged:
-        aside = path.with_name(f"{path.name}.damaged")
-        shutil.copyfile(path, aside)
-        logger.warning("%s: %s; the file is kept as %s", path, damaged, aside.name)
-    with whole_file(path) as unfinished:
-        lines = (json.dumps(line) + "\n" for line in kept if line["step"] <= first_step)
-        unfinished.write_text("".join(lines), encoding="utf-8")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out.
-
-    Lines that are damaged are left out too, with a warning.
-    """
-    if not path.exists():
-        return []
-    lines, damaged = _readable(path)
-    if damaged:
-        logger.warning("%s: %s", path, damaged)
-    return lines
-
-
-def _readable(path: Path) -> tuple[list[dict[str, float]], str]:
-    """The lines that can be read, and what is wrong with the others, if anything is."""
-    found, wrong = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            numbers = json.loads(line)
-        except ValueError:  # of the text, or of its encoding
-            numbers = None
-        if isinstance(numbers, dict) and isinstance(numbers.get("step"), int):
-            found.append(numbers)
-        else:
-            wrong.append(number)
-    more = f", the first of them line {wrong[0]}" if wrong else ""
-    return found, f"{len(wrong)} lines are damaged and left out{more}" if wrong else ""
 
 
 def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:

@@ -7,7 +7,7 @@ from kappaface_dist.commands import write_json
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
 from kappaface_dist.training.loss_guard import NonFiniteLoss
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.training.run_state import RunState, go_back
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import in_picture
 from kappaface_dist.evaluation.reports.plots import plot_roc
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.whole_files import whole_file
 
 matplotlib.use("Agg")

@@ -10,7 +10,7 @@ import torch
 
 from kappaface_dist.checkpoint.folder import complete_checkpoints
 from kappaface_dist.checkpoint.tensors import load_alone, stored_tensors
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import ENVIRONMENT, ROOT, torchrun_command
 
 

@@ -10,7 +10,7 @@ from kappaface_dist.data.sources.recordio_writer import RecordWriter
 from kappaface_dist.made_up_faces.dataset import face_jpeg
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import build_job
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.training.trainer import Trainer
 from tests.processes import run_on_ranks
 

@@ -9,7 +9,7 @@ import torch
 from kappaface_dist.checkpoint.folder import CHECKSUMS
 from kappaface_dist.checkpoint.tensors import load_alone, stored_tensors
 from kappaface_dist.models.saved_model import open_model
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import exit_line, python
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks

@@ -7,7 +7,7 @@ import torch
 from kappaface_dist.config.file import load_config
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import build_job
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.training.step import train_step
 from kappaface_dist.training.trainer import Trainer
 from tests.processes import run_on_ranks

@@ -9,7 +9,7 @@ import scipy.stats
 
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.margin_study.margin_report import average_ranks, read_measures, spearman
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import exit_line, python, torchrun
 
 TOOL = "tools/margin_report.py"

@@ -1,7 +1,7 @@
 """One run, one folder, with real commands: a second start, and a start after torchrun's death."""
 
 from kappaface_dist.checkpoint.folder import complete_checkpoints
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import python
 from tests.integration.faults import last_step, start, wait_for, workers
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import ROOT
 from tests.integration.slurm_cluster import Cluster, missing
 

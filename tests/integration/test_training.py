@@ -14,7 +14,7 @@ from kappaface_dist.config.file import load_config
 from kappaface_dist.models.export import load_backbone, weights_digest
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import build_job
-from kappaface_dist.training.metrics import read_metrics
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.training.trainer import Trainer
 from tests.commands import ENVIRONMENT, ROOT, torchrun, torchrun_command
 from tests.processes import run_on_ranks

@@ -8,7 +8,8 @@ import time
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kappaface_dist.training.metrics import Meter, Reporter, log_line, read_metrics
+from kappaface_dist.training.metrics import Meter, Reporter, log_line
+from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.training.run_log import start_logging
 
 
