@@ -60,10 +60,11 @@ def main() -> None:
             left_out.append((path, str(error)))
     num_wanted = len(pairs)
     pairs = [pair for pair in pairs if pair[0] in payloads and pair[1] in payloads]
+    if not pairs:
+        path, why = left_out[0]
+        raise ValueError(f"none of {num_wanted} pairs is readable, for example {path}: {why}")
     for path, why in left_out:
         print(f"left out: {path}: {why}", file=sys.stderr)
-    if not pairs:
-        raise ValueError(f"{args.folder}: none of the {num_wanted} pairs is readable")
     same = [flag for *_, flag in pairs]
     write_pairs(
         args.out,

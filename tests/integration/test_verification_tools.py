@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,8 @@ def test_make_pairs_then_evaluate_on_one_and_two_processes(photos, tmp_path):
     made = start("tools/make_pairs.py", photos, tmp_path / "a.bin", "--image-size", 24, "--json=-")
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout) == {
-        "identities": 4, "images": 20, "pairs": 80, "same_pairs": 40
+        "identities": 4, "images": 20, "pairs": 80, "same_pairs": 40, "pairs_left_out": 0,
+        "left_out": [],
     }  # fmt: skip
     pairs = read_pairs(tmp_path / "a.bin")
     # Photos that are JPEGs of the asked size are stored as they are.
@@ -73,7 +75,9 @@ def test_make_pairs_then_evaluate_on_one_and_two_processes(photos, tmp_path):
     assert 0.5 < found["accuracy"] <= 1
     assert 0.5 < report["baselines"]["pixels"]["a"] <= 1
     assert found["tar_at_far"].keys() == {f"1e-{digit}" for digit in range(1, 7)}
-    header, row, note = one.stdout.splitlines()
+    header, row, note, rates, thresholds = one.stdout.splitlines()
+    assert rates.endswith("FAR 1e-1")
+    assert f" {found['threshold_at_far']['1e-1']:.3f} [" in thresholds
     assert header.split()[:3] == ["set", "pairs", "accuracy"]
     assert row.split()[:3] == ["a", "80", f"{100 * found['accuracy']:.2f}"]
     assert note.startswith("a: 40 different pairs are not enough for FAR 1e-2")
@@ -114,6 +118,23 @@ def test_make_pairs_says_who_and_fills_the_folds(photos, tmp_path):
     assert [pairs.names.of_pair(2 * k)[0] for k in range(12)] == [row[:2] for row in same]
     wanted = [tuple(row.split("\t")[::2]) for row in different]
     assert [pairs.names.of_pair(2 * k + 1) for k in range(12)] == wanted
+
+
+def test_an_unreadable_image_is_left_out_and_groups_are_of_people(photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "s0" / "3.jpg").write_bytes(b"broken")
+    out = tmp_path / "set.bin"
+    made = start("tools/make_pairs.py", folder, out, "--image-size", 24, "--json=-")
+    assert made.returncode == 0, made.stderr
+    report = json.loads(made.stdout)
+    assert [each["image"] for each in report["left_out"]] == [str(folder / "s0" / "3.jpg")]
+    pairs = read_pairs(out)
+    assert pairs.num_pairs == report["pairs"] == 80 - report["pairs_left_out"]
+    assert pairs.same_P.sum() == 40 - 4
+    person_of = {path.read_bytes(): path.parent.name for path in photos.glob("*/*.jpg")}
+    listed = [name for number in range(pairs.num_pairs) for name in pairs.names.of_pair(number)]
+    assert listed == [person_of[payload] for payload in pairs.payloads]
 
 
 def test_mistakes_end_with_one_line(photos, tmp_path):
