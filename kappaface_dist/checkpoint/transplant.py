@@ -1,6 +1,7 @@
 """A new head that takes over the identities of an earlier run: centres, momentum, statistics.
 
-Shapes: C classes of this run, K classes of this shard, L classes of a shard of the earlier run.
+Shapes: C classes of this run, K classes of this shard, L classes of a shard of the earlier run,
+R of this shard at a time, X those of them that another rank shows.
 """
 
 import logging
@@ -18,6 +19,8 @@ from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
 PREFIX = "head."
+# At a time from the host to the device: beside the head there is no room for a second one.
+MOVED_ROWS = 65536
 
 
 def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
@@ -89,6 +92,9 @@ def _take_rows(
             else own_LX.new_empty((len(shard), *tensor_KX.shape[1:]))
         )
         parallel.broadcast(block_LX, source)
-        here_K = (old_class_K >= shard.start) & (old_class_K < shard.stop)
-        rows = block_LX[old_class_K[here_K] - shard.start]
-        tensor_KX[here_K.to(tensor_KX.device)] = rows.to(tensor_KX.device)
+        for first in range(0, len(tensor_KX), MOVED_ROWS):
+            old_class_R = old_class_K[first : first + MOVED_ROWS]
+            here_R = (old_class_R >= shard.start) & (old_class_R < shard.stop)
+            rows_X = block_LX[old_class_R[here_R] - shard.start].to(tensor_KX.device)
+            place_X = here_R.nonzero().flatten().to(tensor_KX.device)
+            tensor_KX[first : first + MOVED_ROWS].index_copy_(0, place_X, rows_X)

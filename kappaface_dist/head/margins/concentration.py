@@ -159,7 +159,9 @@ class ClassStatistics:
         measured_K = self.kappa_K.isfinite()
         kappa_K = self.kappa_K.double()
         # Identical images (ρ at its limit) must not stretch the scale for everyone else.
-        limit = concentration(kappa_K.new_tensor(self.margin.max_resultant), self.embedding_size)
+        # A number of the host: a copy to the device would be waited for.
+        largest = torch.tensor(self.margin.max_resultant, dtype=torch.float64)
+        limit = concentration(largest, self.embedding_size).item()
         sound_K = measured_K & (kappa_K < limit * (1.0 - 1e-5))
         totals = torch.stack([sound_K.sum().double(), kappa_K.where(sound_K, 0.0).sum()])
         num_sound, total = parallel.all_reduce_sum(totals).unbind()
