@@ -1,11 +1,13 @@
 # make train   run the main job on rendered faces (2 processes where there is no GPU)
 # make test    lint, types, architecture and every test
 # make test-mxnet   read our records with MXNet 1.9.1, in an environment of its own (part of test)
+# make test-cuda-dry   the code for GPUs on fake tensors, without a GPU, in an environment of its own
 # make check   lint, types, spelling and architecture only
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 MXNET  := .venv-mxnet
+CUDA   := .venv-cuda
 GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 NPROC  ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 FACES  ?= data/faces
@@ -14,7 +16,7 @@ ARGS   ?=
 # Ranks share the cores: one thread each, as torchrun would set it with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-mxnet check format clean test-image
+.PHONY: train test test-mxnet test-cuda-dry check format clean test-image
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -25,6 +27,10 @@ test: check $(MXNET)/.tried
 
 test-mxnet: $(VENV)/.installed-dev $(MXNET)/.tried
 	$(BIN)/python -m pytest tests/integration/test_mxnet.py
+
+test-cuda-dry: $(CUDA)/.tried
+	@if [ -x $(CUDA)/bin/python ]; then $(CUDA)/bin/python -m pytest tests/cuda_dry; \
+	else cat $(CUDA)/.tried; fi
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -60,9 +66,21 @@ $(MXNET)/.tried:
 	  || { echo "MXNet cannot be installed here: its tests are skipped"; rm -rf $(MXNET)/bin; }
 	touch $@
 
+# A build of torch for CUDA imports without a driver, but takes 6 GB: not part of `make test`. The
+# version that the tests are run with; pip's own index has a CUDA build of it for Python 3.11.
+$(CUDA)/.tried:
+	rm -rf $(CUDA) && mkdir $(CUDA)
+	$(PYTHON) -m venv $(CUDA) \
+	  && $(CUDA)/bin/python -m pip install --quiet torch==2.14.1 pytest pytest-timeout . \
+	  && $(CUDA)/bin/python -m pip uninstall --quiet --yes kappaface_dist \
+	  && $(CUDA)/bin/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' \
+	  && echo "torch for CUDA is in $(CUDA)" > $@ \
+	  || { rm -rf $(CUDA)/bin; \
+	       echo "a build of torch for CUDA cannot be installed here: the dry tests are skipped" > $@; }
+
 # Builds the container image without a registry and trains in it (docker/test_image.sh says how).
 test-image:
 	docker/test_image.sh
 
 clean:
-	rm -rf $(VENV) $(MXNET) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MXNET) $(CUDA) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -38,8 +38,8 @@ class DataParallel(DistributedDataParallel):
 
     def __init__(self, backbone: nn.Module, gradient_dtype: torch.dtype, **options: Any):
         super().__init__(backbone, **options)
-        self._exchange = _Exchange(gradient_dtype)
-        self.register_comm_hook(self._exchange, _start)
+        self._exchange = Exchange(gradient_dtype)
+        self.register_comm_hook(self._exchange, start_exchange)
 
     def wait_for_gradients(self) -> None:
         """Afterwards the gradients of the last backward pass are the means over the ranks."""
@@ -50,7 +50,7 @@ class DataParallel(DistributedDataParallel):
         self._exchange.running.clear()
 
 
-class _Exchange:
+class Exchange:
     """All-reduces on their way: what to wait for, what is sent, and whose place it takes."""
 
     def __init__(self, dtype: torch.dtype):
@@ -58,7 +58,9 @@ class _Exchange:
         self.running: list[tuple[dist.Work, torch.Tensor, torch.Tensor]] = []
 
 
-def _start(exchange: _Exchange, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def start_exchange(
+    exchange: Exchange, bucket: dist.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
     """DDP hook: start the mean over the ranks of a bucket, and let the backward pass end."""
     gradient = bucket.buffer()
     sent = gradient.to(exchange.dtype).div_(parallel.world_size())

@@ -145,8 +145,13 @@ def stream(margin, sample_rate, accumulate, steps, rows=None, counters=None):
         head.load_counters(counters)
     for step in steps:
         now = step * STEP // EPOCH
+        size = STEP // accumulate
+        parts = [
+            own(torch.from_numpy(read(step * STEP + part * size, size)[1]))
+            for part in range(accumulate)
+        ]
+        head.announce(torch.cat(parts))
         for part in range(accumulate):
-            size = STEP // accumulate
             vector, label, epoch = read(step * STEP + part * size, size)
             later = np.where(epoch < 0, -1, epoch - now)
             embedding_GD, label_G, later_G = map(torch.from_numpy, (vector, label, later))

@@ -55,7 +55,9 @@ def mean_and_deviation(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of κ over the measured classes of all ranks. Collective."""
     # Identical images (ρ at its limit) must not stretch the scale for everyone else.
-    limit = concentration(kappa_K.new_tensor(margin.max_resultant), embedding_size)
+    # A number of the host: a copy to the device would be waited for.
+    largest = torch.tensor(margin.max_resultant, dtype=torch.float64)
+    limit = concentration(largest, embedding_size).item()
     sound_K = kappa_K.isfinite() & (kappa_K < limit * (1.0 - 1e-5))
     totals = torch.stack([sound_K.sum().double(), kappa_K.where(sound_K, 0.0).sum()])
     num_sound, total = parallel.all_reduce_sum(totals).unbind()
