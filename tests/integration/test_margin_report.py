@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import scipy.stats
+import yaml
 
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.margin_study.margin_report import average_ranks, read_measures, spearman
@@ -89,8 +90,9 @@ def test_average_ranks():
 def test_wrong_input_is_one_line(run_folder, faces, tmp_path):
     fixed = tmp_path / "fixed"
     shutil.copytree(run_folder, fixed)
-    text = (fixed / "config.yaml").read_text().replace("name: kappaface", "name: arcface")
-    (fixed / "config.yaml").write_text(text)
+    config = yaml.safe_load((fixed / "config.yaml").read_text())
+    config["margin"] = {"name": "arcface"}
+    (fixed / "config.yaml").write_text(yaml.safe_dump(config))
     alone = tmp_path / "alone" / "step"
     shutil.copytree(sorted((run_folder / "checkpoints").iterdir())[0], alone)
     for person in ("a", "b"):
