@@ -1,6 +1,7 @@
 """These tests need a torch that was built for CUDA, and no GPU: `make test-cuda-dry` has one."""
 
 import sys
+import threading
 from contextlib import contextmanager
 from unittest import mock
 
@@ -55,8 +56,10 @@ def note_executed_lines():
 
     before = sys.gettrace()
     sys.settrace(in_call)
+    threading.settrace(in_call)
     yield
     sys.settrace(before)
+    threading.settrace(None)
 
 
 def configure(*overrides):

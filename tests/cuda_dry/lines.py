@@ -114,7 +114,6 @@ RUN = {
         'return CPU_CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES',
     ],
     "kappaface_dist/training/data_parallel.py": [
-        'if device.type != "cuda":',
         "devices: list[int | str | torch.device] = [gradient.device] if gradient.is_cuda else []",
     ],
     "kappaface_dist/data/loading/loader.py": [
@@ -142,6 +141,7 @@ EXCUSED = [
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
     ("kappaface_dist/training/profiling.py", "*", "torch's profiler of a GPU"),
     ("kappaface_dist/training/trainer.py", "self.guard = *", "the guard that it makes is run"),
+    ("kappaface_dist/training/data_parallel.py", "if device.type *", "refuses a CPU: unit tests"),
     ("kappaface_dist/training/data_parallel.py", "on_cpu = *", "torch.compile, for a real GPU"),
     ("kappaface_dist/planning/*_benchmark.py", "*", "measures a GPU that is there"),
     ("kappaface_dist/planning/calibration.py", "*", "measures a GPU that is there"),
