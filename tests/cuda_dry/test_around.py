@@ -62,7 +62,7 @@ def test_a_log_line_waits_where_the_readme_says(num_ranks):
         assert learner.head.rank_one.take() is not None
         assert {"margin_mean", "concentration_p50", "skipped_mass"} <= numbers.keys()
         assert set(places(gpu)) <= set(table("a log line"))
-        assert places(gpu)["head/margins/concentration.py summary"] == 1
+        assert places(gpu)["head/margins/psi.py concentration_summary"] == 3
     check_types(gpu.collectives)
 
 
@@ -92,6 +92,7 @@ def test_the_loss_guard_watches_without_a_wait_and_finds_each_cause(gpu, words):
     assert set(places(gpu)) <= {
         "training/loss_guard.py first_bad",
         "training/loss_guard.py _own_cause",
+        "head/checks.py <genexpr>",  # the diagnosis, a part of the centres at a time
     } | {"training/loss_guard.py <genexpr>"}
 
 
@@ -115,11 +116,12 @@ def test_looking_for_the_cause_takes_no_copy_of_the_centres(gpu):
 def test_evaluation_embeds_on_the_device(gpu):
     network = build_backbone("tiny", embedding_size=64, image_size=32).to(DEVICE)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    found = embed_images(
+    found, length_B = embed_images(
         network, [encode_jpeg(p) for p in pixels], image_size=32, batch_size=2, device=DEVICE
     )
     assert found.shape == (5, 64)
     assert found.dtype == np.float64
+    assert length_B.shape == (5,)
 
 
 def test_the_saver_copies_into_pinned_memory_and_waits_once(gpu, tmp_path):
@@ -146,7 +148,7 @@ def stored(tmp_path):
 
 
 def test_a_new_head_takes_over_an_earlier_ones_classes_a_part_at_a_time(stored, monkeypatch):
-    monkeypatch.setattr(transplant, "MOVED_ROWS", 100)
+    monkeypatch.setattr(transplant, "TAKEN_ROWS", 100)
     with pretend_gpu():
         head = PartialFC(3000, 32, KappaFace(), optimizer=AdamWRows(), device=DEVICE)
         copies = []

@@ -114,10 +114,13 @@ class Loader:
                 start = self._start(position, number)
                 epoch_B = np.arange(start, start + self._batch_size) // self._shuffle.num_images
                 epoch_B[host.replaced_B] = -1
+                epochs = torch.from_numpy(epoch_B)
+                if self._device.type == "cuda":
+                    epochs = epochs.pin_memory()  # a copy of ordinary memory is waited for
                 yield Batch(
                     image_B3HW,
                     host.label_B.to(self._device, non_blocking=True),
-                    torch.from_numpy(epoch_B).to(self._device, non_blocking=True),
+                    epochs.to(self._device, non_blocking=True),
                 )
         finally:
             decoded.close()
