@@ -94,10 +94,12 @@ RUN = {
         "if any(tensor.is_cuda for tensor in tensors.values()):",
         "torch.cuda.synchronize()",
     ],
+    "kappaface_dist/head/micro_batches.py": ['if label_G.device.type == "cpu":'],
     "kappaface_dist/head/partial_fc.py": [
         'self.refuses_labels = device.type == "cpu"  # looking at a GPU\'s would stall it',
     ],
     "kappaface_dist/head/softmax/products.py": [
+        'if dtype != torch.bfloat16 or device_type != "cuda" or HAS_FP32_SUMS:',
         "if dtype != out.dtype and out.is_cuda and HAS_FP32_SUMS:",
         "a_MX, b_XN = a_MX.to(dtype), b_XN.to(dtype)",
         "if add:",
@@ -118,7 +120,9 @@ RUN = {
     ],
     "kappaface_dist/data/loading/loader.py": [
         "image = host.image.to(self._device, non_blocking=True)",
-        "yield Batch(image_B3HW, host.label_B.to(self._device, non_blocking=True))",
+        'if self._device.type == "cuda":',
+        "epochs = epochs.pin_memory()  # a copy of ordinary memory is waited for",
+        "yield Batch(",
         'loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"',
         "decoder = CpuDecoder(",
         "return Loader(",
