@@ -1,12 +1,23 @@
 """Fixtures shared by all tests."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+LOGGER = logging.getLogger("kappaface_dist")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was():
+    """A test that starts a run's log must not take the log from those after it."""
+    yield
+    LOGGER.handlers.clear()
+    LOGGER.propagate = True
+    LOGGER.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

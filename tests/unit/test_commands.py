@@ -49,6 +49,8 @@ def test_ctrl_c_ends_a_tool_with_one_line(tmp_path, processes):
     tool = subprocess.Popen(
         command,
         cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts what runs in its background deaf to it, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (tmp_path / "faces").is_dir():
         assert tool.poll() is None, tool.stderr.read()

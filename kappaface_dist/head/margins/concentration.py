@@ -33,7 +33,7 @@ from kappaface_dist.parallel import ranks as parallel
 
 # S is reduced this many rows at a time: ‖S‖² in float64 needs no second K x D matrix, and what it
 # needs stays in a processor's cache.
-REFRESH_ROWS = 1024
+REFRESH_ROWS = 256
 # With a smaller effective size a class says nothing about its own spread. Two images of equal
 # weight have 2, and must not fall below it by rounding.
 MIN_EFFECTIVE_SIZE = 2.0 - 1e-3
