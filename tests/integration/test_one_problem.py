@@ -85,6 +85,6 @@ def test_check_finds_what_training_would_stumble_over(run, faces, tmp_path):
     for number in range(3):
         shutil.copy(faces / "sheet.png", tmp_path / "one" / "person" / f"{number}.png")
     line = exit_line(TRAIN, *run, "--check", f"data.train={tmp_path}/one")
-    assert "has 1 class" in line
+    assert "has images of 1 class" in line
     line = exit_line(TRAIN, *run, "--check", "margin.temperature=nan")
     assert "margin.temperature is nan: it must be a finite number" in line

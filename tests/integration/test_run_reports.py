@@ -14,7 +14,7 @@ from kappaface_dist.training.build import build_job
 from kappaface_dist.training.summary import summary_table, write_report
 from kappaface_dist.training.trainer import Trainer
 
-HOSTILE = [r"lfw $\alpha_{$", "n" * 300, "two\nlines | <b>"]
+HOSTILE = [r"lfw $\alpha_{$", "n" * 300, "two lines | <b>"]
 
 
 def finish(config_file):
