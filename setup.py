@@ -51,6 +51,7 @@ setup(
             *EXTRAS["align"],
             "pytest>=8.0",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "scikit-learn>=1.4",
             "scipy>=1.11",
             "ruff>=0.8",
