@@ -131,7 +131,9 @@ def test_datasets_without_overlap_and_bad_photos(place, monkeypatch, capsys, tmp
     assert [each["image"] for each in found["unreadable"]] == [
         str(tmp_path / "others" / "p100" / "0.jpg")
     ]
-    assert "Nobody is claimed." in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Nobody of the test set&#39;s 30 people is found in the training set." in page
+    assert "Nobody is claimed." in page
     with pytest.raises(SystemExit) as stopped:
         run_tool(
             monkeypatch, capsys, root / "train", tmp_path / "x.rec",

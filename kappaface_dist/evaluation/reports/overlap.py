@@ -49,6 +49,9 @@ def overlap_sentence(counts: Mapping[str, int], alone: bool) -> str:
             f"{counts['first_overlapping']} of {counts['first_people']} classes are the same person"
             f" as another one ({counts['matches']} pairs of classes)"
         )
+    if not counts["matches"]:
+        people = counts["second_people"]
+        return f"nobody of the test set's {people} people is found in the training set"
     share = counts["second_overlapping"] / counts["second_people"]
     return (
         f"{counts['second_overlapping']} of the test set's {counts['second_people']} people"
@@ -78,6 +81,7 @@ def write_overlap_report(
         config: the run's configuration, where it is known.
     """
     counts = overlap_summary(first, second, found)
+    sentence = overlap_sentence(counts, second is None)
     rows = [["first set" if second is None else "training set", *_cells(counts, "first")]]
     if second is not None:
         rows.append(["test set", *_cells(counts, "second")])
@@ -96,7 +100,7 @@ def write_overlap_report(
         config=config,
         tables={"": Table(header, rows)},
         comment="people of one set who are in the other",
-        sentence=overlap_sentence(counts, second is None) + ".",
+        sentence=sentence[0].upper() + sentence[1:] + ".",
         false_share=false_share,
         found=found,
         drawn=write_figures(folder, {"nearest": (caption, histogram_figure(scores, caption))}),
