@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 MAX_LISTED = 1000
+WINDOW_BLOCKS = 64  # of a stream that is read by the block: so many are mixed with each other
 # Why something in a folder is not taken.
 NO_IMAGE = "not an image by its name"
 HIDDEN = "hidden"
