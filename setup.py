@@ -54,8 +54,8 @@ setup(
             "faiss-cpu>=1.8",
             *EXTRAS["align"],
             # A real S3 server for the tests of object storage.
-            "moto[s3]>=5.0",
-            "flask>=2.2",
+            "moto[s3]>=5.0.3",
+            "flask>=3.0",
             "flask-cors>=4.0",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
