@@ -29,7 +29,7 @@ train: $(VENV)/.installed $(FACES)/summary.json
 	$(BIN)/torchrun --standalone --nproc_per_node=$(NPROC) launch/train.py $(CONFIG) $(ARGS)
 
 test: check $(MXNET)/.tried
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 test-mxnet: $(VENV)/.installed-dev $(MXNET)/.tried
 	$(BIN)/python -m pytest tests/integration/test_mxnet.py
