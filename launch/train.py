@@ -15,6 +15,7 @@ from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
 from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.planning.fitting import check_machine
 from kappaface_dist.training.build import build_job, derived_numbers
 from kappaface_dist.training.config_record import record_config
 from kappaface_dist.training.folder_lock import FolderLock
@@ -42,21 +43,24 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
+    fits: dict[str, Any] = {}
+    if args.check and os.environ.get("RANK", "0") == "0":
+        fits = check_machine(config)  # the others wait for this rank to join
     # The watchdog, which names the rank that hangs, comes first; the group ends what it cannot see.
     device = parallel.start(timeout_minutes=1.5 * config.run.timeout_minutes)
-    stopped = train(config, device, check=args.check)
+    stopped = train(config, device, check=args.check, fits=fits)
     parallel.stop()
     # torchrun takes any other code than 0 for a crash, and would start the run again at once.
     if stopped and "TORCHELASTIC_RUN_ID" not in os.environ:
         sys.exit(config.run.stop_exit_code)
 
 
-def train(config: Config, device: torch.device, *, check: bool) -> bool:
+def train(config: Config, device: torch.device, *, check: bool, fits: dict[str, Any]) -> bool:
     """Build the parts, fit, and write the report; whether a signal stopped it before its end."""
     if check:
         numbers = derived_numbers(build_job(config, device))
         if parallel.rank() == 0:
-            print(json.dumps(numbers, indent=2))
+            print(json.dumps(numbers | fits, indent=2))
         return False
     first = parallel.rank() == 0
     lock = parallel.agree(lambda: FolderLock(config.folder) if first else None)

@@ -1,17 +1,47 @@
 """The backward pass without torch's engine, which fails without a GPU's context.
 
-Every node's own backward function is called, in an order that suits; hooks are not. What the
-forward pass has saved stays until the graph is dropped.
+Every node's own backward function is called, in an order that suits, and the hooks of leaves that
+have their gradient. What the forward pass saved is given back node by node, as the engine does it,
+so that the most that is alive at a time is what it would be.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
+from unittest import mock
 
 import torch
 
 # What a node of torch's graph takes: shapes, types and devices.
 inputs_of = attrgetter("_input_metadata")
+
+
+class _Saved:
+    """What a node has saved, until it has been used."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor: torch.Tensor | None = tensor.detach()
+
+
+_used: list[_Saved] = []
+
+
+def _use(saved: _Saved) -> torch.Tensor:
+    assert saved.tensor is not None, "a second backward pass through the same graph"
+    _used.append(saved)
+    return saved.tensor
+
+
+@contextmanager
+def backward_passes() -> Iterator[None]:
+    """Inside, Tensor.backward is `backward`."""
+    with (
+        mock.patch.object(torch.Tensor, "backward", backward),
+        torch.autograd.graph.saved_tensors_hooks(_Saved, _use),
+    ):
+        yield
 
 
 @torch.no_grad()
@@ -59,7 +89,10 @@ def _call(node: Any, given: dict[int, torch.Tensor]) -> tuple[torch.Tensor | Non
         for i, m in enumerate(metadata)
     ]
     written_in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+    _used.clear()
     results = node.apply(*gradients) if written_in_python else node(*gradients)
+    for saved in _used:
+        saved.tensor = None
     return results if isinstance(results, tuple) else (results,)
 
 
@@ -73,6 +106,8 @@ def _fitted(gradient: torch.Tensor, wanted: Any) -> torch.Tensor:
 
 def _accumulate(leaf: torch.Tensor, gradient: torch.Tensor) -> None:
     if leaf.grad is None:
-        leaf.grad = gradient.detach().clone(memory_format=torch.preserve_format)
+        leaf.grad = gradient.detach()
     else:
         leaf.grad += gradient
+    for hook in (leaf._post_accumulate_grad_hooks or {}).values():  # type: ignore[attr-defined]
+        hook(leaf)
