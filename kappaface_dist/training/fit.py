@@ -1,9 +1,11 @@
-"""Whether the data, the batch and the network of a run go together, before anything is trained."""
+"""Whether data, batch and network of a run go together, before it and while it trains."""
 
+import torch
 from torch import nn
 
 from kappaface_dist.backbones.layers import BATCH_NORMS
 from kappaface_dist.config.keys import Config
+from kappaface_dist.data.loading.loader import Loader
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -16,4 +18,15 @@ def check_batch(config: Config, network: nn.Module) -> None:
         raise ValueError(
             f"data.batch_size is 1, and the BatchNorm of {config.backbone.name} needs two images at"
             " least for its statistics: raise data.batch_size, or use tiny_gn, which has none"
+        )
+
+
+def check_corrupt_share(loader: Loader, limit: float) -> None:
+    """Raise ValueError where more than this share of all images is unreadable; collective."""
+    counts = torch.tensor([loader.num_corrupt, loader.num_read], dtype=torch.float64)
+    corrupt, read = parallel.all_reduce_sum(counts).tolist()
+    if corrupt > limit * read:
+        raise ValueError(
+            f"{corrupt:.0f} of {read:.0f} images could not be decoded, more than"
+            f" data.max_corrupt_share ({limit:.1%}): check the record, or raise the share"
         )
