@@ -4,6 +4,7 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def main() -> None:
             numbers = "".join(f"{n:>11} GPUs" for n in NUM_RANKS)
             print(f"{'classes that fit':36}{'a class':>11}{numbers}")
         for found in capacities(config, DEVICES[arguments.gpu]):
-            report["states"].append(found._asdict())
+            report["states"].append(dataclasses.asdict(found))
             if arguments.json != "-":
                 numbers = "".join(f"{largest:>15,}" for largest in found.largest.values())
                 print(f"{found.state:36}{found.bytes_per_class:>9,.0f} B{numbers}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.between_steps import operation_bytes
@@ -27,7 +27,8 @@ STATISTICS = {
 CLASSES_OF_A_RANK = 1_000_000
 
 
-class Capacity(NamedTuple):
+@dataclass(frozen=True)
+class Capacity:
     """Attributes:
     state: of the centres, and the statistics.
     bytes_per_class: of both, on the rank that owns it.

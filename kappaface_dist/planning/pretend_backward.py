@@ -5,10 +5,11 @@ have their gradient. What the forward pass saved is given back node by node, as 
 so that the most that is alive at a time is what it would be.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,8 @@ import torch
 
 # What a node of torch's graph takes: shapes, types and devices.
 inputs_of = attrgetter("_input_metadata")
+place_of = methodcaller("_sequence_nr")  # when it was made
+hooks_of = attrgetter("_post_accumulate_grad_hooks")
 
 
 class _Saved:
@@ -63,16 +66,20 @@ def backward(tensor: torch.Tensor, gradient: torch.Tensor | None = None, **_: An
     }
     ready: list[Any] = [root]
     while ready:
-        node = ready.pop()
+        # As the engine: gradients of leaves at once, otherwise what was made last.
+        node = max(ready, key=_precedence)
+        ready.remove(node)
         given = sums.pop(node, {})
         if hasattr(node, "variable"):
             if given:
                 _accumulate(node.variable, given[0])
             continue
-        results = _call(node, given) if given else (None,) * len(node.next_functions)
-        for (child, number), result in zip(node.next_functions, results, strict=False):
+        results = list(_call(node, given) if given else (None,) * len(node.next_functions))
+        for place, (child, number) in enumerate(node.next_functions):
             if child is None:
                 continue
+            # Not held any longer than it is needed.
+            result, results[place] = results[place], None
             if result is not None:
                 result = _fitted(result, inputs_of(child)[number])
                 own = sums.setdefault(child, {})
@@ -80,6 +87,12 @@ def backward(tensor: torch.Tensor, gradient: torch.Tensor | None = None, **_: An
             number_of[child] -= 1
             if not number_of[child]:
                 ready.append(child)
+        result = None
+        del given, results
+
+
+def _precedence(node: Any) -> float:
+    return math.inf if hasattr(node, "variable") else place_of(node)
 
 
 def _call(node: Any, given: dict[int, torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
@@ -109,5 +122,5 @@ def _accumulate(leaf: torch.Tensor, gradient: torch.Tensor) -> None:
         leaf.grad = gradient.detach()
     else:
         leaf.grad += gradient
-    for hook in (leaf._post_accumulate_grad_hooks or {}).values():  # type: ignore[attr-defined]
+    for hook in (hooks_of(leaf) or {}).values():
         hook(leaf)

@@ -142,6 +142,7 @@ EXCUSED = [
     ("kappaface_dist/data/loading/dali.py", "*", "recorded streams: data/loading/test_dali.py"),
     ("kappaface_dist/data/loading/loader.py", "decoder = DaliDecoder(", "DALI, as above"),
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
+    ("kappaface_dist/console.py", "*", "how many ranks torchrun starts: unit tests"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
     ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
