@@ -8,6 +8,8 @@
 # make sbom    sbom.json: what is installed in .venv, as CycloneDX
 # make lock    docker/requirements.lock anew from setup.py and constraints.txt
 # make check   lint, types, spelling and architecture only
+# make docs    pages of the API from the docstrings, in build/docs; a warning is an error
+# make release-check   what a release needs, one line for each; CONTRIBUTING.md has the list
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -22,7 +24,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test test-mxnet test-cuda-dry check format clean test-image
-.PHONY: fuzz test-nodes test-long sbom lock
+.PHONY: fuzz test-nodes test-long sbom lock docs release-check
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -72,6 +74,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+# Undocumented names are as they are; what pdoc warns of is a module that it cannot import.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python .github/draw_layers.py
+	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs kappaface_dist
+
+release-check: check docs
+	$(BIN)/python -m pip install --quiet -c constraints.txt build
+	$(BIN)/python .github/release_check.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix --exit-zero .

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+GLOO = re.compile(r"gloo/transport/\S+\] ([^\n]*?)\. This is typically")
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -54,14 +57,24 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
-        tell_torchrun(f"error: {error}")
-        sys.exit(f"error: {error}")
+        sentence = f"error: {_in_a_line(error)}"
+        tell_torchrun(sentence)
+        sys.exit(sentence)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception:
         tell_torchrun(traceback.format_exc())
         raise
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; where torch's libraries say that a peer is gone, what that means."""
+    text = str(error)
+    if gone := GLOO.search(text):
+        return f"another rank has ended or is out of reach ({gone[1]}): its node's log says why"
+    # Those of torch's C++ go on with a stack.
+    return text.partition("\nException raised from")[0]
 
 
 def tell_torchrun(reason: str) -> None:

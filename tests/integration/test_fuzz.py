@@ -45,7 +45,8 @@ def targets(write_config, tmp_path):
     run_on_ranks(2, fit, path)
     config = load_config(path)
     checkpoint = config.folder / "checkpoints" / "step_00000002"
-    (config.folder / "config.yaml").write_bytes(path.read_bytes())
+    settings = config.folder / "config.yaml"
+    settings.write_bytes(path.read_bytes())
     export = tmp_path / "export" / "backbone.safetensors"
     facts = learnt_facts(images=3, identities=2, verification={})
     network = open_model(checkpoint).network
@@ -62,7 +63,7 @@ def targets(write_config, tmp_path):
         "record and its indexes": (14, fuzzing.of_record(record)),
         "exported backbone": (4, fuzzing.of_bits(export, lambda: open_model(export).digest)),
         "metrics.jsonl": (2, fuzzing.of_file(metrics, lambda: read_metrics(metrics))),
-        "config.yaml": (2, fuzzing.of_file(path, lambda: to_dict(load_config(path)))),
+        "config.yaml": (2, fuzzing.of_file(settings, lambda: to_dict(load_config(settings)))),
     }
     for name, read in _other_files(tmp_path).items():
         found[name] = (2, fuzzing.of_file(tmp_path / name, read))

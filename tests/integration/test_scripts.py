@@ -49,6 +49,7 @@ def test_constraints_leave_alone_what_the_base_image_brings():
     done = subprocess.run(
         [sys.executable, ROOT / "docker/free_constraints.py"],
         input="torch==1.0 \\\n    --hash=sha256:0\n# a comment\nPyTest_TimeOut==0.1\n"
+        "nvidia-cusparselt-cu13==1 \\\n    --hash=sha256:0\ncuda-bindings==1\n"
         "no-such-package==3 ; python_version < '4' \\\n    --hash=sha256:1\n",
         capture_output=True,
         text=True,

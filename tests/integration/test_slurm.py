@@ -18,7 +18,7 @@ from tests.integration.slurm_cluster import Cluster, missing
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.timeout(600)
 def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_config, tmp_path):
-    folder, steps = tmp_path / "run", 700
+    folder, steps = tmp_path / "run", 400
     path = write_config(run={"steps": steps}, checkpoint={"every": 50})
     log = tmp_path / "job.log"
 
