@@ -89,7 +89,8 @@ def operation_bytes(job: Learner, watch: DeviceWatch) -> dict[str, tuple[int, in
 
 def made_up_index(shapes: dict[str, torch.Size], tensors: Tensors) -> Metadata:
     """The index of a checkpoint with tensors of these shapes, in the pieces that a save makes."""
-    entries, places = {}, {}
+    entries: dict[str, Any] = {}
+    places = {}
     for name, shape in shapes.items():
         dtype, chunks = tensors[name].dtype, []
         for first, last in row_ranges(shape, dtype.itemsize):

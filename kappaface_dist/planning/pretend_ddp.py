@@ -24,7 +24,9 @@ class PretendDataParallel(DataParallel):
         nn.Module.__init__(self)
         self.module, self._exchange, self._syncs = backbone, Exchange(gradient_dtype), True
         # The reducer, too, takes them as their gradients come after its first step.
-        trained = [p for p in reversed(list(backbone.parameters())) if p.requires_grad]
+        trained: list[torch.Tensor] = [
+            p for p in reversed(list(backbone.parameters())) if p.requires_grad
+        ]
         limit, places = int(bucket_cap_mb * 2**20), list(range(len(trained)))
         dealt = dist._compute_bucket_assignment_by_size(
             trained, [limit], [False] * len(trained), places
@@ -32,7 +34,7 @@ class PretendDataParallel(DataParallel):
         for bucket in dealt[0]:
             self._fill([trained[place] for place in bucket])
 
-    def _fill(self, parameters: list[nn.Parameter]) -> None:
+    def _fill(self, parameters: list[torch.Tensor]) -> None:
         bucket = _Bucket(parameters)
 
         def arrived(parameter: torch.Tensor) -> None:
@@ -57,7 +59,7 @@ class PretendDataParallel(DataParallel):
 class _Bucket:
     """Gradients that are exchanged together."""
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, parameters: list[torch.Tensor]):
         self._flat = parameters[0].new_zeros(sum(p.numel() for p in parameters))
         parts = self._flat.split([p.numel() for p in parameters])
         self._views = {
