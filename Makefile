@@ -122,7 +122,8 @@ $(CUDA)/.tried:
 	  && $(CUDA)/bin/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' \
 	  && echo "torch for CUDA is in $(CUDA)" > $@ \
 	  || { rm -rf $(CUDA)/bin; \
-	       echo "a build of torch for CUDA cannot be installed here: the dry tests are skipped" > $@; }
+	       echo "a build of torch for CUDA cannot be installed here (the reason is above, when it was" \
+	         "tried; rm -r $(CUDA) to try again): the dry tests are skipped" > $@; }
 
 # Builds the container image without a registry and trains in it (docker/test_image.sh says how).
 test-image:
