@@ -49,12 +49,14 @@ class Saver:
         sharded: Tensors,
         num_classes: int,
         numbers: dict[str, Any],
+        pieces: Tensors | None = None,
     ) -> None:
         """Save a checkpoint, and delete those that need not stay once it is whole.
 
         Args:
             replicated, sharded, num_classes: as in `checkpoint.one_state`.
             numbers: what JSON holds; "metrics" by name in it decides which checkpoint is best.
+            pieces: tensors of this rank alone, under names of its own (`image_rows.py`).
 
         Raises:
             RuntimeError: it does not fit on the disk or could not be written, or the one before
@@ -62,10 +64,11 @@ class Saver:
         """
         started = time.perf_counter()
         self.finish()
-        self._check_space(replicated, sharded)
+        pieces = pieces or {}
+        self._check_space(replicated, sharded | pieces)
         if self._asynchronous:
-            replicated, sharded = self._copy(replicated), self._copy(sharded)
-        state = one_state(replicated, sharded, num_classes)
+            replicated, sharded, pieces = map(self._copy, (replicated, sharded, pieces))
+        state = one_state(replicated | pieces, sharded, num_classes)
         if self._asynchronous:
             # A daemon: a rank that fails elsewhere must end, even in the middle of a save.
             self._thread = threading.Thread(

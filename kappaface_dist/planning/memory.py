@@ -14,9 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.config.keys import Config
-from kappaface_dist.head import PartialFC
+from kappaface_dist.head import KappaFace, PartialFC, build_margin
 from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
+from kappaface_dist.planning.collectives import bytes_of_marks
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
@@ -57,7 +58,10 @@ def step_images(config: Config, size: JobSize) -> int:
 
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
-    return backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    if config.margin.get("source") == "encoder":
+        items["momentum_encoder"] = items["backbone_parameters"]
+    return items
 
 
 def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
@@ -122,6 +126,10 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     used = sample_size(rows, config.head.sample_rate, step_images(config, size))
     items["logit_cache"] = cache_bytes(config, num_images, used, device_type)
     items["held_embeddings"] = held_bytes(config, size)
+    if config.margin.get("source") == "memory":
+        # Of the classes of a rank; where these differ in size, so do the ranks.
+        images = -(-size.num_images // size.num_ranks)
+        items["image_memory"] = 2 * config.backbone.embedding_size * images
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)
     if used < rows:
         # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
@@ -168,11 +176,12 @@ def head_state_bytes(head: PartialFC) -> dict[str, int]:
 
 def held_bytes(config: Config, size: JobSize) -> int:
     """What the class statistics hold of a step until the next one, in case an epoch ends in it."""
-    if made_up_head(config, size.num_ranks, CPU).class_margins.statistics is None:
+    margin = build_margin(**config.margin)
+    if not isinstance(margin, KappaFace):
         return 0
     passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
-    # Embedding and cosine in fp32, row, two flags' bytes.
-    per_image = 4 * config.backbone.embedding_size + 4 + 8 + 2
+    # Embedding and cosine in fp32, row, whether it is this rank's, marks.
+    per_image = 4 * config.backbone.embedding_size + 4 + 8 + 1 + max(bytes_of_marks(margin), 1)
     return micro_batch_images(config, size) * passes * per_image
 
 
@@ -212,7 +221,7 @@ def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> 
     embedding_BD = torch.randn(images // factor, embedding_size // factor).requires_grad_()
     label_B = torch.arange(len(embedding_BD)) % head.num_classes
     with MemoryMeter() as meter:
-        loss = head(embedding_BD, label_B)
+        loss = head(embedding_BD, label_B, slot_B=torch.zeros_like(label_B))
         forward_peak = meter.peak_bytes
         loss.backward()
         before = meter.live_bytes
