@@ -1,4 +1,7 @@
-"""Print the constraints of standard input that do not name a package installed here already."""
+"""Print the constraints of standard input that do not name a package installed here already.
+
+A lock file's hashes, on lines of their own below a package, go with it.
+"""
 
 import re
 import sys
@@ -11,7 +14,10 @@ def plain(name: str) -> str:
 
 # pip itself and its kin are of no account.
 installed = {plain(found.metadata["Name"]) for found in distributions()}
+kept = True
 for line in sys.stdin:
     name = re.match(r"[A-Za-z0-9._-]+", line)
-    if name is None or plain(name[0]) not in installed:
+    if not line[0].isspace():
+        kept = name is None or plain(name[0]) not in installed
+    if kept:
         sys.stdout.write(line)

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,30 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
+        tell_torchrun(f"error: {error}")
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception:
+        tell_torchrun(traceback.format_exc())
+        raise
+
+
+def tell_torchrun(reason: str) -> None:
+    """Leave why this process ends where torchrun, if it runs it, looks for the reason.
+
+    torchrun's own report comes last on the console, and ends with it.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    # The form of torch.distributed.elastic's error files, which it reads as it likes to write them.
+    extra = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+    with suppress(OSError):  # a full disk may be the very reason
+        Path(path).write_text(
+            json.dumps({"message": {"message": reason, "extraInfo": extra}}), encoding="utf-8"
+        )
 
 
 @contextmanager

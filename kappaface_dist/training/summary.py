@@ -22,7 +22,6 @@ from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
 from kappaface_dist.training.metrics import Reporter
-from kappaface_dist.training.run_plots import draw_plots
 from kappaface_dist.training.verification import baselines, describe_sets, write_verification
 
 logger = logging.getLogger(__name__)
@@ -58,6 +57,9 @@ def write_report(
         lambda: save_backbone(export, job.network, **settings, facts=facts) if first else None
     )
     if first:
+        # Here, since matplotlib takes a second to import and only this rank draws, once.
+        from kappaface_dist.training.run_plots import draw_plots
+
         problems += attempt("plots", lambda: draw_plots(folder, classes, results))
         problems += attempt(
             "intervals of the verification sets",

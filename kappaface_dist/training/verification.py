@@ -13,7 +13,6 @@ from kappaface_dist.evaluation.one_to_one.pairs import (
     pixel_baseline,
 )
 from kappaface_dist.evaluation.reports.pair_set import SetReport, describe_set
-from kappaface_dist.evaluation.reports.pairs import write_html_report
 from kappaface_dist.models.export import weights_digest
 from kappaface_dist.models.saved_model import backbone_settings, model_facts
 from kappaface_dist.training.build import Job, build_network
@@ -93,6 +92,9 @@ def write_verification(
     job: Job, results: dict[str, PairResult], reports: dict[str, SetReport], export: Path
 ) -> None:
     """verification/report.html with plots and tables, as tools/evaluate.py --report has it."""
+    # Here, since matplotlib takes a second to import and only one rank draws, once.
+    from kappaface_dist.evaluation.reports.pairs import write_html_report
+
     missing = {f"set {n}": r.note for n, r in results.items() if not was_evaluated(r)}
     facts = model_facts(export, weights_digest(job.network), backbone_settings(job.config))
     write_html_report(

@@ -144,6 +144,7 @@ EXCUSED = [
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
+    ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
     ("kappaface_dist/training/profiling.py", "*", "torch's profiler of a GPU"),
     ("kappaface_dist/training/trainer.py", "self.guard = *", "the guard that it makes is run"),
     ("kappaface_dist/training/data_parallel.py", "if device.type *", "refuses a CPU: unit tests"),

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from kappaface_dist import commands
 from tests.commands import ENVIRONMENT, ROOT
@@ -61,3 +62,28 @@ def test_ctrl_c_ends_a_tool_with_one_line(tmp_path, processes):
     assert tool.returncode == 130
     assert "Traceback" not in said
     assert said.rstrip().endswith("stopped by Ctrl-C")
+
+
+def test_torchrun_ends_with_our_sentence(tmp_path, monkeypatch):
+    """What torch itself makes of the file that a process leaves for it."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+
+    def told(error):
+        def fail():
+            raise error
+
+        with pytest.raises((SystemExit, AssertionError)):
+            commands.run(fail)
+        failure = ProcessFailure(local_rank=1, pid=7, exitcode=1, error_file=str(path))
+        return str(ChildFailedError("launch/train.py", {1: failure})).rstrip(" =\n")
+
+    report = told(ValueError("there is no dataset at x.rec: give another"))
+    assert report.endswith("traceback : error: there is no dataset at x.rec: give another")
+    # A mistake of ours keeps its traceback.
+    assert told(AssertionError("ours")).endswith("AssertionError: ours")
+    assert "in fail" in path.read_text()
+    # A disk that is full, or torchrun's folder that is gone, does not hide the error itself.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    with pytest.raises(SystemExit, match="error: plain"):
+        commands.run(lambda: (_ for _ in ()).throw(ValueError("plain")))

@@ -51,7 +51,8 @@ class TableSource:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
         except pa.ArrowException as error:
-            raise ValueError(f"{path} cannot be read ({error}): copy or rebuild it") from error
+            text = " ".join(str(error).split())
+            raise ValueError(f"{path} cannot be read ({text}): copy or rebuild it") from error
         if column.null_count:
             raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
         if len(column) == 0:
@@ -222,7 +223,8 @@ class _ParquetBlocks:
                 try:
                     group = self._file.read_row_group(block, [self.image], use_threads=False)
                 except (pa.ArrowException, OSError) as error:
-                    raise ValueError(f"row group {block} cannot be read ({error})") from error
+                    text = " ".join(str(error).split())
+                    raise ValueError(f"row group {block} cannot be read ({text})") from error
                 self._kept[block] = group.column(self.image).combine_chunks()
                 while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
                     self._kept.popitem(last=False)

@@ -181,3 +181,35 @@ def test_a_full_disk_and_a_folder_that_is_gone_are_named(tmp_path):
     with pytest.raises(RuntimeError, match=r"metrics\.jsonl was deleted while the run"):
         gone.write(2, {"loss": 1.0})
     gone.close()
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_on_a_full_disk_is_said_once_and_the_console_goes_on(tmp_path, capsys):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    start_logging(tmp_path)
+    log = logging.getLogger("kappaface_dist.training.trainer")
+    for number in range(3):
+        log.info("line %d", number)
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path}/train.log could not be written: [Errno 28] No space left") == 1
+    assert [f"line {number}" in said for number in range(3)] == [True] * 3
+    assert "Traceback" not in said
+
+
+def test_tensorboard_on_a_full_disk_is_a_sentence(tmp_path, monkeypatch, capsys, caplog):
+    report = reporter(tmp_path, tensorboard=True)
+    report.write(1, {"loss": 1.0})
+    # The writer of its thread; what it is given from now on meets a full disk.
+    thread = report._writer.file_writer.event_writer._async_writer._worker
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr(thread, "_record_writer", full)
+
+    def write_on():
+        for step in range(2, 2000):
+            report.write(step, {"loss": 1.0})
+            time.sleep(0.001)
+
+    with pytest.raises(RuntimeError, match=r"tensorboard could not be written: .*No space left"):
+        write_on()
+    report.close()
+    assert "Traceback" not in capsys.readouterr().err
