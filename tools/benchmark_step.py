@@ -148,6 +148,8 @@ def shares(side: Side, config: Config) -> dict[str, float]:
         "communication": exchange,
         "optimizer": parts["optimizer"],
     }
+    if parts["encoder"]:
+        seconds["encoder"] = parts["encoder"]
     total = sum(seconds.values())
     if isinstance(config.data.train, str) and Path(config.data.train).exists():
         seconds["data"] = seconds_per_batch(config, side.device) * config.optimizer.accumulate

@@ -5,16 +5,24 @@
 
 Arms: ArcFace with KappaFace's mean margin over classes (arcface: what the others are compared to)
 and over training images (arcface_by_image), KappaFace as we have it, with the plug-in estimate, as
-released, with its margins shuffled over the classes, with the number of images alone, and with the
-statistic target_cosine. The KappaFace arm of a seed is trained first and gives the ArcFace arms of
-that seed their margin. A seed decides the first weights and the order of the images; the data is
-the same for all, so an interval is about chance in training, not about other people, whom
---data-seed renders.
+released, with its margins shuffled over the classes, with the number of images alone, with the
+statistic target_cosine, and over a memory or a momentum encoder, by our formula (memory, encoder)
+and by the released one (released_memory, released_encoder); ArcFace at 0.5 with its exact gradient
+(exact) and with that of trainers that apply the margin outside autograd (straight_through). The
+KappaFace arm of a seed is trained first and gives the ArcFace arms of that seed their margin. A
+seed decides the first weights and the order of the images; the data is the same for all, so an
+interval is about chance in training, not about other people, whom --data-seed renders.
 
 Without --train, made-up people are rendered, whose difficulty does not depend on their number of
 images (2 to 60). `small` are those pairs that look like small classes: by a network of its own,
 trained without a margin, the training classes nearest to them have the fewest images (the lowest
 third of the same and of the different pairs).
+
+Differences are paired by seed: each with its 95 % interval, with one that holds for all arms
+together (Bonferroni), and with the smallest difference that such an interval would have shown.
+
+    python tools/compare_margins.py --seeds 16 --train lfw/train.rec --pairs lfw/unseen.bin \\
+        --arms straight_through --reference exact --arm slow:name=arcface,margin=0.3,lr=0.05
 
 Every finished training is kept in --out: the same command goes on where it was, and with more
 seeds it adds those.
@@ -31,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.margin_study.arms import choose_arms
+from kappaface_dist.margin_study.arms import REFERENCE, choose_arms
 from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
 from kappaface_dist.margin_study.report import comparison_table, draw_comparison
 from kappaface_dist.margin_study.schedule import Experiment, collect, run_experiment
@@ -64,13 +72,19 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--unseen", type=int, help="made-up people to verify on (200)")
     parser.add_argument("--data-seed", type=int, default=0, help="another seed, other people")
-    parser.add_argument("--arms", metavar="A,B", help="only these, with arcface and kappaface")
+    parser.add_argument(
+        "--arms", metavar="A,B", help="only these, and what they are compared to; none: --arm alone"
+    )
+    parser.add_argument(
+        "--reference", default=REFERENCE, help="what all are compared to (default: %(default)s)"
+    )
     parser.add_argument(
         "--arm",
         action="append",
         default=[],
         metavar="NAME:KEY=VALUE,...",
-        help="a further arm: KappaFace with these settings, or name=ANOTHER with its own",
+        help="a further arm: KappaFace with these settings, or name=ANOTHER with its own; lr=X is"
+        " its learning rate",
     )
     for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
@@ -139,8 +153,8 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
     folder = args.out or Path(
         "runs/compare_margins_quick" if args.quick else "runs/compare_margins"
     )
-    arms = choose_arms(args.arms, args.arm)
-    return Experiment(folder, arms, args.seeds, budget, args.device), processes
+    arms = choose_arms(args.arms, args.arm, args.reference)
+    return Experiment(folder, arms, args.seeds, budget, args.device, args.reference), processes
 
 
 def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: int) -> None:

@@ -61,12 +61,14 @@ class Saver:
         sharded: Tensors,
         num_classes: int,
         numbers: dict[str, Any],
+        pieces: Tensors | None = None,
     ) -> None:
         """Save a checkpoint, and delete those that need not stay once it is whole.
 
         Args:
             replicated, sharded, num_classes: as in `checkpoint.one_state`.
             numbers: what JSON holds; "metrics" by name in it decides which checkpoint is best.
+            pieces: tensors of this rank alone, under names of its own (`image_rows.py`).
 
         Raises:
             RuntimeError: it does not fit on the disk or could not be written, or the one before
@@ -74,9 +76,12 @@ class Saver:
         """
         started = time.perf_counter()
         self.finish()
-        self._check_space(replicated, sharded)
-        copied = self.copies.take(replicated | sharded) if self._asynchronous else None
-        state, planner = one_state(replicated, sharded, num_classes), PiecePlanner(copied)
+        pieces = pieces or {}
+        self._check_space(replicated, sharded | pieces)
+        changing = replicated | sharded | pieces
+        copied = self.copies.take(changing) if self._asynchronous else None
+        state = one_state(replicated | pieces, sharded, num_classes)
+        planner = PiecePlanner(copied)
         if self._asynchronous:
             # A daemon: a rank that fails elsewhere must end, even in the middle of a save.
             self._thread = threading.Thread(

@@ -65,6 +65,12 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     head.load_counters(parallel.agree(lambda: checkpoint_folder.read_numbers(folder))["head"])
     if (statistics := head.class_margins.statistics) is not None:
         statistics.end_epoch()  # the images that the earlier run had seen come again in this one
+    if head.class_margins.memory is not None:
+        logger.warning(
+            "margin.source is memory: the images of %s are not those of this run, and their"
+            " embeddings are not taken over; each begins with the first that it is given",
+            folder,
+        )
     stay = int((old_class_C >= 0).sum())
     logger.info(
         "%d of %d identities of %s stay, %d are new",

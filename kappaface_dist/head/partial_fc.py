@@ -30,11 +30,10 @@ from kappaface_dist.parallel import ranks as parallel
 
 
 class PartialFC(torch.nn.Module):
-    """The margin softmax over all classes, each rank holding the centres of its own.
+    """The margin softmax over all classes, each rank holding the centres of its own (`README.md`).
 
-    `README.md` beside this file shows its use and its three collectives. All ranks hand in equally
-    many images; constructing, calling, `refresh` and `end_epoch` are collective. The gradient that
-    is handed back is multiplied by N: DDP averages over ranks, and the loss is a global mean.
+    All ranks hand in equally many images; constructing, calling, `refresh` and `end_epoch` are
+    collective. The loss is a global mean and DDP averages over ranks: gradients are times N.
 
     Args:
         num_classes, embedding_size: C, over all ranks, and D.
@@ -55,7 +54,6 @@ class PartialFC(torch.nn.Module):
             as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
         fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
         seed: the initial centre of a class depends on (seed, class) alone.
-        device: where the shard lives.
     """
 
     def __init__(
@@ -115,28 +113,33 @@ class PartialFC(torch.nn.Module):
         return self._centres.plain()
 
     def forward(
-        self, embedding_BD: torch.Tensor, label_B: torch.Tensor, epoch_B: torch.Tensor | None = None
+        self,
+        embedding_BD: torch.Tensor,
+        label_B: torch.Tensor,
+        epoch_B: torch.Tensor | None = None,
+        slot_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of the global batch, a scalar that is the same on every rank.
 
         Args:
             epoch_B: for the class statistics: how many epochs (of `end_epoch`) later than now each
                 image belongs, up to 127, below 0 where it does not count; None: all to this one.
+            slot_B: for `source: memory`: the number of each image in its class, from 0 on.
 
         Raises:
-            ValueError: a label is out of range (on a GPU, where looking would stall it, the loss is
-                NaN instead and `batch_evidence` has the label).
+            ValueError: slot_B is missing; a label is out of range (on a GPU the loss is NaN
+                instead, since looking would stall it, and `batch_evidence` has the label).
         """
         embedding_BD = embedding_BD.to(self.state_dtype)
         unit_BD = F.normalize(embedding_BD, dim=1)
         learning = unit_BD.requires_grad
         norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
-        epoch_B = self.class_margins.wanted_epochs(epoch_B, label_B)
+        marks = self.class_margins.marks(label_B, epoch_B, slot_B, learning=learning)
         with torch.no_grad():
             if learning and not self._batches.num_seen:
                 self.class_margins.start_step()
-            dtype, classes = self.softmax.dtype, self.classes
-            batch = gather_batch(unit_BD, label_B, norm_B, epoch_B, dtype, classes)
+            dtype = self.softmax.dtype
+            batch = gather_batch(unit_BD, label_B, marks, dtype, self.classes, norm_B)
             self._last, label_G = batch, batch.label_G
             if self.refuses_labels:
                 check_labels(label_G, self.num_classes)
@@ -168,9 +171,8 @@ class PartialFC(torch.nn.Module):
     def step(
         self, lr: float, *, loss_scale: torch.Tensor | float = 1.0, skip: torch.Tensor | None = None
     ) -> None:
-        """Second pass: the gradient and the update of this shard's centres, chunk by chunk.
-
-        Covers every loss that was differentiated since the last step.
+        """Second pass, for every loss that was differentiated since the last step: the gradient and
+        the update of this shard's centres, chunk by chunk.
 
         Args:
             loss_scale: what the loss was multiplied with before backward().
@@ -219,7 +221,7 @@ class PartialFC(torch.nn.Module):
         self.class_margins.refresh()
 
     def end_epoch(self) -> None:
-        """To be called after the step in which an epoch ends, once for each that does."""
+        """To be called after the step in which an epoch ends, once for each."""
         self.class_margins.end_epoch()
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
@@ -242,9 +244,7 @@ class PartialFC(torch.nn.Module):
 
     @torch.no_grad()
     def batch_evidence(self) -> torch.Tensor:
-        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`.
-
-        To be asked for before `step`. Nothing waits for the device; all ranks get the same.
-        """
+        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`; to be
+        asked for before `step`. Nothing waits for the device; all ranks get the same."""
         assert self._last is not None, "head.batch_evidence() without a batch since the last step"
         return batch_evidence(self._last.embedding_GD, self._last.label_G, self.num_classes)

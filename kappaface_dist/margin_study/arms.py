@@ -1,5 +1,6 @@
 """The arms of the comparison: KappaFace, the controls that a gain must survive, and others."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,14 @@ class Arm:
         fixed_from: the margin is the mean, over the training of the KappaFace arm of the same seed,
             of ψ·m0 over its classes ("classes") or over its training images ("images").
         shuffled: the margins are dealt out anew to the classes at random after each refresh.
+        lr: peak learning rate of this arm; None: the budget's.
     """
 
     about: str
     margin: dict[str, Any] = field(default_factory=lambda: {"name": "kappaface"})
     fixed_from: str | None = None
     shuffled: bool = False
+    lr: float | None = None
 
     def build(self, scale: float, fixed: dict[str, float]) -> Margin:
         """The margin; `fixed` has the mean margins that `fixed_from` names."""
@@ -39,9 +42,12 @@ class Arm:
 # As in configs/margins/kappaface_released.yaml.
 RELEASED = {
     "name": "kappaface",
-    "estimator": "plugin",
+    "estimator": "released",
+    "standardise": "released",
+    "max_resultant": 0.99999,
     "first_window": "one",
     "count_scale": 1.05,
+    "beyond_pi": "cosine",
 }
 
 ARMS = {
@@ -52,7 +58,15 @@ ARMS = {
     ),
     SOURCE: Arm("our default: unbiased estimate"),
     "plugin": Arm("plug-in estimate", {"name": "kappaface", "estimator": "plugin"}),
-    "released": Arm("as in the authors' code", RELEASED),
+    "released": Arm("the formula of the authors' code", RELEASED),
+    "released_memory": Arm("and their memory of embeddings", RELEASED | {"source": "memory"}),
+    "released_encoder": Arm("and their momentum encoder", RELEASED | {"source": "encoder"}),
+    "memory": Arm(
+        "our estimate over a memory of embeddings", {"name": "kappaface", "source": "memory"}
+    ),
+    "encoder": Arm(
+        "our estimate over a momentum encoder", {"name": "kappaface", "source": "encoder"}
+    ),
     "shuffled": Arm("KappaFace's margins, each at another class", shuffled=True),
     "count_only": Arm("number of images alone", {"name": "kappaface", "concentration_share": 0.0}),
     "target_cosine": Arm(
@@ -63,13 +77,19 @@ ARMS = {
         {"name": "arcface"},
         fixed_from="images",
     ),
+    "exact": Arm("ArcFace with the exact gradient", {"name": "arcface"}),
+    "straight_through": Arm(
+        "ArcFace as trainers do that apply the margin outside autograd",
+        {"name": "arcface", "straight_through": True},
+    ),
 }
 # Decides which pairs look like small classes, so it is no arm: no margin, and a seed of its own.
 JUDGE = Arm("no margin", {"name": "normface"})
 
 
 def parse_arm(text: str) -> tuple[str, Arm]:
-    """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another.
+    """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another;
+    lr is the arm's own learning rate.
 
     Raises:
         ValueError: it has another form, or the margin has no such setting.
@@ -84,29 +104,42 @@ def parse_arm(text: str) -> tuple[str, Arm]:
         values = {key: yaml.safe_load(value) for key, _, value in pairs}
     except yaml.YAMLError as error:
         raise ValueError(f"--arm is {text!r}, with a value that cannot be read") from error
+    lr = values.pop("lr", None)
+    if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ValueError(f"--arm is {text!r}: lr is {lr!r}, expected a number above 0")
     margin = {"name": "kappaface", **values}
     build_margin(**margin)
-    return name, Arm(settings, margin)
+    return name, Arm(settings, margin, lr=lr)
 
 
-def choose_arms(names: str | None, further: list[str]) -> dict[str, Arm]:
-    """The arms that are asked for, always with KappaFace and the fixed margin.
+def choose_arms(
+    names: str | None, further: list[str], reference: str = REFERENCE
+) -> dict[str, Arm]:
+    """The arms that are asked for, the one they are compared to, and KappaFace where an arm takes
+    its margin from it.
 
     Args:
-        names: with commas between; None for all of ARMS.
+        names: with commas between; "none" for `further` alone, None for all of ARMS.
         further: texts for parse_arm.
 
     Raises:
         ValueError: there is no such arm.
     """
-    chosen = list(ARMS) if names is None else [name.strip() for name in names.split(",")]
+    every = dict(ARMS)
+    for text in further:
+        name, arm = parse_arm(text)
+        if name in every:
+            raise ValueError(f"--arm names {name!r} twice: choose another name")
+        every[name] = arm
+    if reference not in every:
+        raise ValueError(f"--reference is {reference!r}, expected one of {', '.join(every)}")
+    chosen = list(ARMS)
+    if names is not None:
+        chosen = [] if names == "none" else [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in ARMS:
             raise ValueError(f"--arms names {name!r}, expected some of {', '.join(ARMS)}")
-    arms = {name: arm for name, arm in ARMS.items() if name in (REFERENCE, SOURCE, *chosen)}
-    for text in further:
-        name, arm = parse_arm(text)
-        if name in arms:
-            raise ValueError(f"--arm names {name!r} twice: choose another name")
-        arms[name] = arm
-    return arms
+    wanted = {reference, *chosen, *(name for name in every if name not in ARMS)}
+    if any(every[name].fixed_from is not None for name in wanted):
+        wanted.add(SOURCE)
+    return {name: arm for name, arm in every.items() if name in wanted}

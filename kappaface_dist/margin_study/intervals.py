@@ -9,6 +9,9 @@ import numpy as np
 from kappaface_dist.margin_study.arms import REFERENCE
 
 LEVEL = 0.95
+POWER = 0.8
+# Accuracy on all pairs, on those near small classes, area under the ROC curve on all.
+MEASURES = ("all", "small", "auc")
 
 
 def t_quantile(probability: float, degrees: int) -> float:
@@ -31,9 +34,31 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     mean = float(values_S.mean())
     if len(values_S) < 2:
         return {"mean": mean, "interval": None}
-    quantile = t_quantile((1 + LEVEL) / 2, len(values_S) - 1)
-    half = quantile * float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
+    half = t_quantile((1 + LEVEL) / 2, len(values_S) - 1) * _standard_error(values_S)
     return {"mean": mean, "interval": [mean - half, mean + half]}
+
+
+def _standard_error(values_S: np.ndarray) -> float:
+    return float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
+
+
+def difference_interval(values: Sequence[float] | np.ndarray, comparisons: int) -> dict[str, Any]:
+    """`mean_interval`, and what holds for so many comparisons together (Bonferroni).
+
+    Returns:
+        besides: corrected, the interval that all comparisons miss together in 5 % of all cases at
+        most; detectable, the smallest true difference that such an interval would have told from 0
+        in 80 % of all cases, (t_{1 − 0.05 / 2k} + t_{0.8}) s / √n. None from a single value.
+    """
+    found = mean_interval(values)
+    if found["interval"] is None:
+        return found | {"corrected": None, "detectable": None}
+    values_S = np.asarray(values, dtype=np.float64)
+    degrees, error = len(values_S) - 1, _standard_error(values_S)
+    quantile = t_quantile(1 - (1 - LEVEL) / 2 / comparisons, degrees)
+    mean, half = found["mean"], quantile * error
+    detectable = half + t_quantile(POWER, degrees) * error
+    return found | {"corrected": [mean - half, mean + half], "detectable": detectable}
 
 
 def compare(
@@ -42,39 +67,47 @@ def compare(
     """Differences to one arm, paired by seed, of all the others.
 
     Args:
-        arms: name -> `all` and `small`, accuracies by seed.
+        arms: name -> `all` and others, such as `small` and `auc`: numbers by seed.
         reference: the arm that is subtracted.
 
     Returns:
-        name -> mean and interval of the difference on all pairs, and `small` with its own.
+        name -> a `difference_interval` for `all`, and the others with their own in it.
     """
 
-    def difference(name: str, pairs: str) -> dict[str, Any]:
-        return mean_interval(np.subtract(arms[name][pairs], arms[reference][pairs]))
+    def difference(name: str, key: str) -> dict[str, Any]:
+        values = np.subtract(arms[name][key], arms[reference][key])
+        return difference_interval(values, max(len(arms) - 1, 1))
 
     return {
-        name: {**difference(name, "all"), "small": difference(name, "small")}
+        name: {
+            **difference(name, "all"),
+            **{key: difference(name, key) for key in arms[name] if key != "all"},
+        }
         for name in arms
         if name != reference
     }
 
 
-def verdict(paired: dict[str, dict[str, Any]]) -> str:
-    """One sentence: which arms differ from the fixed margin by more than chance allows."""
-    found = []
-    for pairs in ("all", "small"):
-        for name, result in paired.items():
-            entry = result if pairs == "all" else result["small"]
-            if entry["interval"] is not None and not _holds_zero(entry["interval"]):
-                found.append(f"{name} {100 * entry['mean']:+.2f} points ({pairs})")
+def verdict(paired: dict[str, dict[str, Any]], reference: str = REFERENCE) -> str:
+    """Which arms differ from the reference by more than chance allows, one by one and together."""
+    if not paired:
+        return f"there is no arm but {reference}"
     if any(result["interval"] is None for result in paired.values()):
         return "one seed says nothing about chance: ask for more with --seeds"
+    entries = [
+        (f"{name} {100 * entry['mean']:+.2f} points ({key})", entry)
+        for key in MEASURES
+        for name, result in paired.items()
+        if (entry := result if key == "all" else result.get(key)) is not None
+    ]
+    found = [text for text, entry in entries if not _holds_zero(entry["interval"])]
     if not found:
-        return f"no arm can be told from {REFERENCE}: every interval of a difference holds 0"
-    chance = 2 * len(paired) * (1 - LEVEL)
+        return f"no arm can be told from {reference}: every interval of a difference holds 0"
+    sure = [text for text, entry in entries if not _holds_zero(entry["corrected"])]
     return (
-        f"told from {REFERENCE}: {'; '.join(found)}; of {2 * len(paired)} intervals about"
-        f" {chance:.1f} would miss 0 by chance alone"
+        f"told from {reference}: {'; '.join(found)}; of {len(entries)} intervals about"
+        f" {len(entries) * (1 - LEVEL):.1f} would miss 0 by chance alone; corrected for"
+        f" {len(paired)} arm(s): {'; '.join(sure) or 'none'}"
     )
 
 

@@ -6,7 +6,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kappaface_dist.margin_study.intervals import MEASURES
+
 PAIRS = (("all", "all pairs"), ("small", "pairs like small classes"))
+HEADS = "".join(f"{key:^16}" for key in ("accuracy", "of small", "AUC"))
 COLOURS = {"all": "tab:blue", "small": "tab:orange"}
 
 
@@ -22,30 +25,49 @@ def comparison_table(report: dict[str, Any]) -> str:
         f" near them have {nearby['small']:.1f} images, near all pairs {nearby['all']:.1f});"
         f" {report['seeds']} seed(s)",
         "",
-        f"{'':<18}{'accuracy, %':^40}{f'difference to {reference}, points':^46}",
-        f"{'arm':<18}{'all':^20}{'small':^20}{'all':^23}{'small':^23}{'mean margin':>12}",
+        f"{'':<18}{'%':^48}{f'difference to {reference}, points':^48}{'mean':>8}",
+        f"{'arm':<18}{HEADS}{HEADS}{'margin':>8}",
     ]
     for name, detail in report["details"].items():
-        cells = [_cell(detail[pairs], 20, "") for pairs, _ in PAIRS]
+        cells = [_cell(detail[key], "") for key in MEASURES]
         if name in report["paired"]:
-            paired = report["paired"][name]
-            cells += [_cell(entry, 23, "+") for entry in (paired, paired["small"])]
+            cells += _differences(report["paired"][name])
         else:
-            cells += [f"{'–':^23}"] * 2
-        lines.append(f"{name:<18}{''.join(cells)}{detail['mean_margin']['classes']:>12.3f}")
-    lines += ["", f"{'points from kappaface':<21}{'all':^23}{'small':^23}"]
+            cells += [f"{'–':^16}"] * len(MEASURES)
+        lines.append(f"{name:<18}{''.join(cells)}{detail['mean_margin']['classes']:>8.3f}")
+    if report["paired_to_kappaface"]:
+        lines += ["", f"{'from kappaface':<18}{HEADS}"]
     for name, paired in report["paired_to_kappaface"].items():
-        cells = [_cell(entry, 23, "+") for entry in (paired, paired["small"])]
-        lines.append(f"{name:<21}{''.join(cells)}")
-    return "\n".join([*lines, "", report["verdict"]])
+        lines.append(f"{name:<18}{''.join(_differences(paired))}")
+    lines += ["", *_detectable(report["paired"])]
+    return "\n".join([*lines, report["verdict"]])
 
 
-def _cell(entry: dict[str, Any], width: int, sign: str) -> str:
+def _differences(paired: dict[str, Any]) -> list[str]:
+    return [_cell(paired if key == "all" else paired[key], "+") for key in MEASURES]
+
+
+def _detectable(paired: dict[str, dict[str, Any]]) -> list[str]:
+    """What differences the experiment could have seen."""
+    entries = {
+        key: [(result if key == "all" else result[key])["detectable"] for result in paired.values()]
+        for key in MEASURES
+    }
+    if not paired or None in entries["all"]:
+        return []
+    cells = [f"{100 * max(entries[key]):.2f} ({key})" for key in MEASURES]
+    return [
+        f"smallest difference that would be seen of every arm, 4 times of 5 and corrected for"
+        f" {len(paired)} arm(s), points: {', '.join(cells)}"
+    ]
+
+
+def _cell(entry: dict[str, Any], sign: str) -> str:
     text = f"{100 * entry['mean']:{sign}.2f}"
     if entry["interval"] is not None:
         half = (entry["interval"][1] - entry["interval"][0]) / 2
         text += f" ± {100 * half:.2f}"
-    return f"{text:^{width}}"
+    return f"{text:^16}"
 
 
 def draw_comparison(path: Path, report: dict[str, Any]) -> None:
@@ -72,7 +94,7 @@ def draw_comparison(path: Path, report: dict[str, Any]) -> None:
     )
     difference.set(
         xlabel=f"percentage points, by seed from {report['reference']}",
-        title="Paired difference to the fixed margin, 95 %",
+        title=f"Paired difference to {report['reference']}, 95 %",
     )
     for axes in (accuracy, difference):
         axes.grid(axis="x", color="0.88")

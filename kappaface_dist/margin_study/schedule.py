@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Experiment:
     Attributes:
         folder: of the results; its `data` holds the decoded dataset.
         device: where the trainings run, all of them on one.
+        reference: the arm that the others are compared to.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Experiment:
     num_seeds: int
     budget: Budget
     device: str = "cpu"
+    reference: str = REFERENCE
 
     def result(self, name: str, seed: int) -> Path:
         return self.folder / "results" / f"{name}_{seed}.npz"
@@ -66,7 +68,7 @@ def run_experiment(
         if not (experiment.folder / "results" / "judge.npz").is_file():
             pending[pool.submit(_judge, experiment)] = None
         for seed in range(experiment.num_seeds):
-            if experiment.result(SOURCE, seed).is_file():
+            if SOURCE not in experiment.arms or experiment.result(SOURCE, seed).is_file():
                 pending |= _controls(pool, experiment, seed)
             else:
                 pending[pool.submit(_train_arm, experiment, SOURCE, seed)] = seed
@@ -102,6 +104,8 @@ def _train_arm(experiment: Experiment, name: str, seed: int) -> str:
         fixed = {"classes": float(source["classes"]), "images": float(source["images"])}
     margin = arm.build(experiment.budget.scale, fixed)
     budget, device = experiment.budget, experiment.device
+    if arm.lr is not None:
+        budget = replace(budget, lr=arm.lr)
     trained = train(dataset, margin, budget, seed, shuffled=arm.shuffled, device=device)
     unseen_MD = embed(trained.network, dataset.unseen_MHW3, device)
     seconds = time.perf_counter() - started
@@ -148,25 +152,31 @@ def collect(experiment: Experiment) -> dict[str, Any]:
     judge = _read(experiment.folder / "results" / "judge.npz")
     small_P = small_pairs(judge["nearby_M"], dataset.pair_P2, dataset.same_P)
 
-    def accuracy(distance_P: np.ndarray, mask_P: np.ndarray) -> float:
-        value = score_pairs(distance_P[mask_P], dataset.same_P[mask_P]).accuracy
-        assert value is not None, "decode_dataset lets no set pass that is too small for this"
-        return value
+    def scores(distance_P: np.ndarray, mask_P: np.ndarray) -> tuple[float, float]:
+        found = score_pairs(distance_P[mask_P], dataset.same_P[mask_P])
+        enough = "decode_dataset lets no set pass that is too small for this"
+        assert found.accuracy is not None, enough
+        assert found.auc is not None, enough
+        return found.accuracy, found.auc
 
     every_P = np.ones_like(small_P)
     arms: dict[str, dict[str, Any]] = {}
     details: dict[str, dict[str, Any]] = {}
     for name, arm in experiment.arms.items():
         results = [_read(experiment.result(name, seed)) for seed in range(experiment.num_seeds)]
+        every = [scores(result["distance_P"], every_P) for result in results]
         arms[name] = {
-            "all": [accuracy(result["distance_P"], every_P) for result in results],
-            "small": [accuracy(result["distance_P"], small_P) for result in results],
+            "all": [accuracy for accuracy, _ in every],
+            "small": [scores(result["distance_P"], small_P)[0] for result in results],
+            "auc": [auc for _, auc in every],
         }
         details[name] = {
             "about": arm.about,
             "settings": arm.margin,
             "all": mean_interval(arms[name]["all"]),
             "small": mean_interval(arms[name]["small"]),
+            "auc": mean_interval(arms[name]["auc"]),
+            "lr": arm.lr or experiment.budget.lr,
             "mean_margin": {
                 over: float(np.mean([result[over] for result in results]))
                 for over in ("classes", "images")
@@ -174,15 +184,15 @@ def collect(experiment: Experiment) -> dict[str, Any]:
             "loss": float(np.mean([result["loss"] for result in results])),
             "seconds": float(np.mean([result["seconds"] for result in results])),
         }
-    paired = compare(arms)
+    paired = compare(arms, experiment.reference)
     nearby_P = np.log(judge["nearby_M"])[dataset.pair_P2].mean(axis=1)
     return {
-        "reference": REFERENCE,
+        "reference": experiment.reference,
         "seeds": experiment.num_seeds,
         "arms": arms,
         "paired": paired,
-        "paired_to_kappaface": compare(arms, SOURCE),
-        "verdict": verdict(paired),
+        "paired_to_kappaface": compare(arms, SOURCE) if SOURCE in arms else {},
+        "verdict": verdict(paired, experiment.reference),
         "details": details,
         "data": {
             "classes": len(dataset.count_C),
@@ -194,6 +204,6 @@ def collect(experiment: Experiment) -> dict[str, Any]:
                 "all": float(np.exp(nearby_P.mean())),
                 "small": float(np.exp(nearby_P[small_P].mean())),
             },
-            "accuracy_without_margin": accuracy(judge["distance_P"], every_P),
+            "accuracy_without_margin": scores(judge["distance_P"], every_P)[0],
         },
     }

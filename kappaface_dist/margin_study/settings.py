@@ -21,10 +21,10 @@ def check_settings(folder: Path, settings: dict[str, Any], arms: dict[str, Arm])
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             other = [key for key in settings if found.get(key) != settings[key]]
-            other += [
-                f"arm {k}" for k, arm in now["arms"].items() if found["arms"].get(k, arm) != arm
-            ]
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            # An earlier version may not have known every property of an arm.
+            before = {name: asdict(Arm(**arm)) for name, arm in found["arms"].items()}
+            other += [f"arm {k}" for k, arm in now["arms"].items() if before.get(k, arm) != arm]
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is damaged: choose another --out, or delete it") from error
         if other:
             raise ValueError(

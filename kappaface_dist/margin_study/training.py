@@ -15,12 +15,14 @@ from kappaface_dist.backbones import build_backbone
 from kappaface_dist.config.keys import Backbone, Config, Data, Optimizer, Run
 from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.data.loading.numbering import numbers_in_class
 from kappaface_dist.data.loading.sampler import Shuffle
 from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.evaluation.embedding.embed import eval_mode, sum_over_flips
 from kappaface_dist.head import Margin, PartialFC
 from kappaface_dist.margin_study.dataset import StudyImages
 from kappaface_dist.training.build import Learner, build_network, new_optimizer
+from kappaface_dist.training.encoder import momentum_encoder
 from kappaface_dist.training.optim import build_row_optimizer, schedule_factor
 from kappaface_dist.training.step import train_step
 
@@ -110,7 +112,7 @@ def train(
     num_dealt: int | None = None
     num_images = len(dataset.label_I)
     total = math.ceil(budget.epochs * num_images)
-    shuffle = Shuffle(num_images, seed)
+    shuffle, slot_I = Shuffle(num_images, seed), numbers_in_class(dataset.label_I)
     share_C = torch.from_numpy(dataset.count_C / num_images).float().to(device)
     losses, by_class, by_image = [], [], []
     position = 0
@@ -124,7 +126,7 @@ def train(
             num_dealt = num_refreshes
         by_class.append(head.margins().mean())
         by_image.append(head.margins() @ share_C)
-        batch = _batch(dataset, shuffle, position, budget.batch_size, device)
+        batch = _batch(dataset, slot_I, shuffle, position, budget.batch_size, device)
         epoch = position // num_images
         losses.append(train_step(learner, [batch], lr, position, epoch=epoch))
         position += budget.batch_size
@@ -173,12 +175,18 @@ def build_learner(
         head=head,
         optimizer=new_optimizer(config, network),
         scaler=torch.amp.GradScaler(device, enabled=False),
+        encoder=momentum_encoder(network, margin),
         global_batch=budget.batch_size,
     )
 
 
 def _batch(
-    dataset: StudyImages, shuffle: Shuffle, position: int, batch_size: int, device: str
+    dataset: StudyImages,
+    slot_I: np.ndarray,
+    shuffle: Shuffle,
+    position: int,
+    batch_size: int,
+    device: str,
 ) -> Batch:
     index_B = shuffle.indices(position, batch_size)
     position_B = np.arange(position, position + batch_size)
@@ -187,7 +195,8 @@ def _batch(
     image_BHW3[flip_B] = image_BHW3[flip_B, :, ::-1]
     label_B = torch.from_numpy(dataset.label_I[index_B]).to(device)
     epoch_B = torch.from_numpy(position_B // len(dataset.label_I)).to(device)
-    return Batch(normalise(torch.from_numpy(image_BHW3).to(device)), label_B, epoch_B)
+    image_B3HW = normalise(torch.from_numpy(image_BHW3).to(device))
+    return Batch(image_B3HW, label_B, epoch_B, torch.from_numpy(slot_I[index_B]).to(device))
 
 
 def embed(network: nn.Module, image_MHW3: np.ndarray, device: str) -> np.ndarray:

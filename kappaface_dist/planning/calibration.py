@@ -93,7 +93,7 @@ def measured_rates(side: Side, cost: Cost) -> dict[str, float]:
     trained = [p for p in job.network.parameters() if p.requires_grad]
     gradient_bytes = sum(p.numel() * p.element_size() for p in trained)
     rates = {
-        "backbone_flops": work / (parts["backbone_forward"] + parts["backward"]),
+        "backbone_flops": work / (parts["backbone_forward"] + parts["backward"] + parts["encoder"]),
         "optimizer_bytes": 5 * gradient_bytes / parts["optimizer"],
         **link_rates(side.device),
     }

@@ -6,7 +6,7 @@ Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding si
 from dataclasses import dataclass
 
 from kappaface_dist.config.keys import Config
-from kappaface_dist.head import KappaFace, build_margin
+from kappaface_dist.head import KappaFace, Margin, build_margin
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
     if accumulate > 1 and not cached and config.head.sample_rate < 1.0:
         labels = config.data.batch_size * accumulate * 8
         announced.append(PlannedCall("label_all_gather", "all_gather", labels))
-    return announced + head_calls(config, num_ranks) * (1 if cached else accumulate) + gradients
+    passes = head_calls(config, num_ranks) * (1 if cached else accumulate)
+    return announced + passes + gradients + encoder_calls(config)
 
 
 def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
@@ -54,13 +55,31 @@ def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
     cached = config.optimizer.cache_embeddings
     images = config.data.batch_size * (config.optimizer.accumulate if cached else 1)
     size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
-    # A label of eight bytes travels behind its embedding, and one byte for the class statistics.
-    behind = 8 + isinstance(build_margin(**config.margin), KappaFace)
+    # A label of eight bytes travels behind its embedding, and some for the class statistics.
+    behind = 8 + bytes_of_marks(build_margin(**config.margin))
     return [
         PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + behind)),
         PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
         PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
     ]
+
+
+def bytes_of_marks(margin: Margin) -> int:
+    """What the class statistics must know of an image: its epoch, in a memory its number too."""
+    if not isinstance(margin, KappaFace) or margin.source == "encoder":
+        return 0
+    return 5 if margin.source == "memory" else 1
+
+
+def encoder_calls(config: Config) -> list[PlannedCall]:
+    """Of a momentum encoder, whose embeddings all ranks see once a step."""
+    margin = build_margin(**config.margin)
+    if not isinstance(margin, KappaFace) or margin.source != "encoder":
+        return []
+    images = config.data.batch_size * config.optimizer.accumulate
+    operand = 2 if config.head.dtype == "bf16" else 4
+    num_bytes = images * (config.backbone.embedding_size * operand + 8 + 1)
+    return [PlannedCall("encoder_all_gather", "all_gather", num_bytes)]
 
 
 def bucket_sizes(trained_sizes: list[int], bucket_megabytes: float) -> list[int]:

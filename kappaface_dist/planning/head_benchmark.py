@@ -40,7 +40,8 @@ class StreamingSide:
         self.head = head
 
     def train_step(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-        loss = self.head(embedding_BD, label_B)
+        # A memory wants to know which of its class's images each is: the first.
+        loss = self.head(embedding_BD, label_B, slot_B=torch.zeros_like(label_B))
         loss.backward()
         self.head.step(LR)
         return loss.detach()

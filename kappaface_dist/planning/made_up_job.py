@@ -12,7 +12,7 @@ from kappaface_dist.head import PartialFC
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Learner, build_head, build_learner
 
-IMAGES_PER_CLASS = 50
+IMAGES_PER_CLASS = 40  # as plan.py takes where it is not told
 
 
 def made_up_head(config: Config, num_classes: int, device: torch.device) -> PartialFC:
@@ -33,5 +33,6 @@ def random_batches(config: Config, num_classes: int, device: torch.device) -> li
     for _ in range(config.optimizer.accumulate):
         image_B3HW = torch.rand(shape, generator=generator) * 2 - 1
         label_B = torch.randint(num_classes, shape[:1], generator=generator)
-        batches.append(Batch(image_B3HW.to(device), label_B.to(device)))
+        slot_B = torch.randint(IMAGES_PER_CLASS, shape[:1], generator=generator).int()
+        batches.append(Batch(image_B3HW.to(device), label_B.to(device), slot_B=slot_B.to(device)))
     return batches

@@ -11,16 +11,16 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.config.keys import Config
-from kappaface_dist.head import PartialFC
+from kappaface_dist.head import KappaFace, PartialFC, build_margin
 from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
+from kappaface_dist.planning.backbone_memory import backbone_items
+from kappaface_dist.planning.collectives import bytes_of_marks
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
-from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128
@@ -58,60 +58,10 @@ def step_images(config: Config, size: JobSize) -> int:
 
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
-    return backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
-
-
-def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
-    """Parameters and running statistics, gradients, optimizer, images, activations, workspaces."""
-    with FakeTensorMode():
-        network = new_network(config)
-        state = num_bytes([*network.parameters(), *network.buffers()])
-        trained = [p for p in network.parameters() if p.requires_grad]
-        section = config.optimizer
-        # apex's holds the same, and need not be here.
-        optimizer = new_optimizer(config, network, implementation="torch")
-        side = config.data.image_size
-        image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
-        activations, workspace = _forward_backward(config, network, image_B3HW)
-        gradients = num_bytes(p.grad for p in trained if p.grad is not None)
-        if num_ranks == 1:
-            workspace = max(workspace - gradients, 0)
-        else:
-            # DDP holds the gradients' memory from the start, but fills it with the last
-            # micro-batch only: those before it have gradients of their own.
-            before_last = workspace if section.accumulate > 1 else 0
-            _, workspace = _forward_backward(config, network, image_B3HW)
-            if config.backbone.gradient_dtype == "bf16":
-                workspace += gradients // 2  # on their way until the optimizer's step
-            workspace = max(workspace, before_last)
-        optimizer.step()
-        with MemoryMeter() as meter:
-            torch.nn.utils.clip_grad_norm_(trained, section.clip_norm or float("inf"))
-            optimizer.step()
-        moments = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
-        images = num_bytes([image_B3HW]) * section.accumulate
-        return {
-            "backbone_parameters": state,
-            "backbone_gradients": gradients,
-            "backbone_optimizer": num_bytes(moments),
-            "images": images,
-            "activations": activations,
-            "backward_workspace": workspace,
-            "optimizer_workspace": meter.peak_bytes,
-        }
-
-
-def _forward_backward(
-    config: Config, network: torch.nn.Module, image_B3HW: torch.Tensor
-) -> tuple[int, int]:
-    """(bytes held between forward and backward pass, most bytes beyond them in the backward)."""
-    with MemoryMeter() as meter:
-        with torch.autocast("cpu", DTYPES[config.precision], enabled=config.precision != "fp32"):
-            embedding_BD = network(image_B3HW)
-        activations = meter.live_bytes
-        meter.reset_peak()
-        embedding_BD.backward(torch.ones_like(embedding_BD))
-        return activations, meter.peak_bytes - activations
+    items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    if config.margin.get("source") == "encoder":
+        items["momentum_encoder"] = items["backbone_parameters"]
+    return items
 
 
 def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int]:
@@ -123,6 +73,10 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     used = sample_size(rows, config.head.sample_rate, step_images(config, size))
     items["logit_cache"] = cache_bytes(config, num_images, used, device_type)
     items["held_embeddings"] = held_bytes(config, size)
+    if config.margin.get("source") == "memory":
+        # Of the classes of a rank; where these differ in size, so do the ranks.
+        images = -(-size.num_images // size.num_ranks)
+        items["image_memory"] = 2 * config.backbone.embedding_size * images
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)
     if used < rows:
         # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
@@ -169,11 +123,12 @@ def head_state_bytes(head: PartialFC) -> dict[str, int]:
 
 def held_bytes(config: Config, size: JobSize) -> int:
     """What the class statistics hold of a step until the next one, in case an epoch ends in it."""
-    if made_up_head(config, size.num_ranks, CPU).class_margins.statistics is None:
+    margin = build_margin(**config.margin)
+    if not isinstance(margin, KappaFace):
         return 0
     passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
-    # Embedding and cosine in fp32, row, two flags' bytes.
-    per_image = 4 * config.backbone.embedding_size + 4 + 8 + 2
+    # Embedding and cosine in fp32, row, whether it is this rank's, marks.
+    per_image = 4 * config.backbone.embedding_size + 4 + 8 + 1 + max(bytes_of_marks(margin), 1)
     return micro_batch_images(config, size) * passes * per_image
 
 
@@ -236,12 +191,13 @@ def _head_peak(
     head.take_chunks_of(chunk)
     shape = num_images // size.num_ranks // factor, embedding_size // factor
     label_B = torch.arange(shape[0], device=device) % head.num_classes
+    slot_B = torch.zeros_like(label_B)
     embeddings = [torch.randn(shape, device=device).requires_grad_() for _ in range(passes)]
     with MemoryMeter(device.type) as meter:
         if passes > 1:
             head.announce(label_B.repeat(passes))
         for embedding_BD in embeddings:
-            head(embedding_BD, label_B).backward()
+            head(embedding_BD, label_B, slot_B=slot_B).backward()
         kept_bytes = head.held_cache_bytes() + num_bytes(head.class_margins.held_tensors())
         head.step(0.1)
     return meter.peak_bytes - kept_bytes

@@ -165,8 +165,19 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
     if config.head.logit_cache_bytes:
         candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
     if config.margin.get("name") == "kappaface":
-        candidates["margin.statistic=target_cosine"] = dataclasses.replace(
-            config, margin=config.margin | {"statistic": "target_cosine"}
+        # What the other statistic cannot be combined with goes back to the default.
+        lighter = {"source": "batch"} if config.margin.get("source", "batch") != "batch" else {}
+        if lighter:
+            candidates["margin.source=batch"] = dataclasses.replace(
+                config, margin=config.margin | lighter
+            )
+        if config.margin.get("estimator") in ("released", "empirical_bayes"):
+            lighter["estimator"] = "unbiased"
+        text = " ".join(
+            f"margin.{k}={v}" for k, v in {"statistic": "target_cosine", **lighter}.items()
+        )
+        candidates[text] = dataclasses.replace(
+            config, margin=config.margin | {"statistic": "target_cosine"} | lighter
         )
         scale = {key: config.margin[key] for key in ("scale",) if key in config.margin}
         text = " ".join(["margin.name=arcface", *(f"margin.scale={v}" for v in scale.values())])

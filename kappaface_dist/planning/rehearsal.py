@@ -113,6 +113,7 @@ class _Phases:
             "backbone_parameters": num_bytes([*job.network.parameters(), *job.network.buffers()]),
             "backbone_gradients": gradients,
             "backbone_optimizer": num_bytes(moments),
+            **self._of_the_margin(),
             "images": num_bytes(batch.image_B3HW for batch in batches),
             "activations": self.held["backbone_forward"],
             "backward_workspace": backward,
@@ -122,6 +123,14 @@ class _Phases:
             "held_embeddings": seen,
             "head_buffers": max(head - self.cache_bytes - seen, 0),
         }
+
+    def _of_the_margin(self) -> dict[str, int]:
+        found, memory = {}, self.job.head.class_margins.memory
+        if memory is not None:
+            found["image_memory"] = num_bytes([memory.row_JD])
+        if (encoder := self.job.encoder) is not None:
+            found["momentum_encoder"] = num_bytes([*encoder.parameters(), *encoder.buffers()])
+        return found
 
 
 def _peak_process_bytes(device: torch.device) -> int:

@@ -171,6 +171,7 @@ def head_traffic(rows: int, embedding_size: int) -> float:
 def backbone_repeats(config: Config) -> float:
     """Work of a step to that of forward and backward: a forward pass more is a third of it."""
     twice = bool(config.backbone.checkpointing) + config.optimizer.cache_embeddings
+    twice += config.margin.get("source") == "encoder"
     return 1.0 + twice / 3
 
 

@@ -1,7 +1,6 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
+from kappaface_dist.training.encoder import momentum_encoder
 from kappaface_dist.training.fit import check_batch, open_data
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
@@ -33,6 +33,7 @@ class Learner:
 
     Attributes:
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
+        encoder: whose embeddings the class statistics take, if not the network's own.
         global_batch: images per optimizer step: of all ranks and micro-batches.
     """
 
@@ -43,6 +44,7 @@ class Learner:
     head: PartialFC
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    encoder: nn.Module | None
     global_batch: int
 
 
@@ -79,14 +81,16 @@ def build_job(config: Config, device: torch.device) -> Job:
 def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> Learner:
     """Backbone, head and their optimizer, for classes of count_C images."""
     network = build_network(config, device)
+    head = build_head(config, count_C, device)
     return Learner(
         config=config,
         device=device,
         network=network,
         backbone=wrap_for_training(config, network),
-        head=build_head(config, count_C, device),
+        head=head,
         optimizer=new_optimizer(config, network),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        encoder=momentum_encoder(network, head.margin),
         global_batch=global_batch(config),
     )
 
@@ -128,6 +132,7 @@ def new_loader(config: Config, catalog: Catalog, device: torch.device) -> Loader
         block_shuffle=config.data.block_shuffle,
         seed=config.run.seed,
         device=device,
+        with_slots=config.margin.get("source") == "memory",
     )
 
 
@@ -220,30 +225,3 @@ def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> Par
         seed=config.run.seed,
         device=device,
     )
-
-
-def derived_numbers(job: Job) -> dict[str, Any]:
-    """What follows from the configuration, the data and the ranks: for --check and the log."""
-    parameters = sum(p.numel() for p in job.network.parameters())
-    state_bytes = sum(t.numel() * t.element_size() for t in job.head.sharded_state().values())
-    return {
-        "world_size": parallel.world_size(),
-        "device": str(job.device.type),
-        "classes": job.catalog.num_classes,
-        "images": job.catalog.num_images,
-        "left_out": dict(job.catalog.left_out.counts),
-        "images_per_class": f"{job.catalog.count_C.min()} to {job.catalog.count_C.max()}",
-        "classes_per_rank": [len(r) for r in parallel.gather_objects(job.head.classes)],
-        "global_batch": job.global_batch,
-        "steps": job.length.steps_left(0, 0),
-        "steps_per_epoch": round(job.catalog.num_images / job.global_batch, 1),
-        "peak_lr": peak_lr(job.config),
-        "backbone_parameters": parameters,
-        # Weights, gradients and optimizer state, fp32; activations come on top.
-        "backbone_megabytes": round(
-            parameters * 4 * (3 if job.config.optimizer.name == "sgd" else 4) / 1e6, 1
-        ),
-        "head_megabytes_per_rank": round(state_bytes / 1e6, 1),
-        "verification": {name: pairs.num_pairs for name, pairs in job.pair_sets.items()},
-        "settings": asdict(job.head.margin),
-    }

@@ -8,12 +8,14 @@ import torch
 
 from kappaface_dist.checkpoint import folder as checkpoint_folder
 from kappaface_dist.checkpoint import tensors as checkpoint
+from kappaface_dist.checkpoint.image_rows import ImageRows, load_image_rows, named_pieces
 from kappaface_dist.checkpoint.optimizer_state import make_optimizer_tensors, optimizer_tensors
 from kappaface_dist.checkpoint.saver import Saver
 from kappaface_dist.checkpoint.transplant import take_over
 from kappaface_dist.config.file import to_dict
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
+from kappaface_dist.training.encoder import encoder_tensors
 from kappaface_dist.training.problem import check_same_problem
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ def build_saver(job: Job) -> Saver:
         asynchronous=section.asynchronous,
         host_bytes=section.host_bytes,
     )
-    saver.reserve(_replicated(job) | _sharded(job))
+    saver.reserve(_replicated(job) | _sharded(job) | named_pieces(_image_rows(job)))
     return saver
 
 
@@ -75,7 +77,8 @@ def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float
         "problem": job.problem,
         "config": to_dict(job.config),
     }
-    saver.save(state.step, _replicated(job), _sharded(job), job.head.num_classes, numbers)
+    pieces = named_pieces(_image_rows(job))
+    saver.save(state.step, _replicated(job), _sharded(job), job.head.num_classes, numbers, pieces)
 
 
 def load_state(job: Job) -> RunState:
@@ -142,6 +145,7 @@ def _load(job: Job, folder: Path) -> RunState:
     job.optimizer.state.clear()
     parallel.agree(lambda: make_optimizer_tensors(folder, job.optimizer, job.network))
     checkpoint.load(folder, _replicated(job), _sharded(job), job.head.num_classes)
+    parallel.agree(lambda: load_image_rows(folder, _image_rows(job)))
     job.head.load_counters(numbers["head"])
     job.scaler.load_state_dict(numbers["scaler"])
     for group, step in zip(job.optimizer.param_groups, numbers["optimizer_steps"], strict=True):
@@ -154,7 +158,13 @@ def _load(job: Job, folder: Path) -> RunState:
 def _replicated(job: Job) -> dict[str, torch.Tensor]:
     network = {f"backbone.{name}": tensor for name, tensor in job.network.state_dict().items()}
     head = {f"head.{name}": tensor for name, tensor in job.head.replicated_state().items()}
-    return network | head | optimizer_tensors(job.optimizer, job.network)
+    encoder = encoder_tensors(job.encoder)
+    return network | head | encoder | optimizer_tensors(job.optimizer, job.network)
+
+
+def _image_rows(job: Job) -> dict[str, ImageRows]:
+    memory = job.head.class_margins.memory
+    return {} if memory is None else {"head.memory": ImageRows(memory.row_JD, memory.rows)}
 
 
 def _sharded(job: Job) -> dict[str, torch.Tensor]:

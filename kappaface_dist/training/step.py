@@ -20,14 +20,19 @@ from torch.profiler import record_function
 from kappaface_dist.backbones.layers import running_statistics_kept
 from kappaface_dist.counter_random import mix64
 from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.head.encoded import see_encoded
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
+from kappaface_dist.training.encoder import encode, follow
 
 Phase = Callable[[str], AbstractContextManager]
 # Takes a loss, and the micro-batches that the head has seen in the step.
 Check = Callable[[torch.Tensor, Sequence[Batch]], None]
-PHASES = ("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer")
+PHASES = (
+    *("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer"),
+    "encoder",
+)
 
 
 def train_step(
@@ -74,8 +79,23 @@ def train_step(
         # Meanwhile the rest of the backbone's gradients is exchanged.
         with phase("head_step"):
             learner.head.step(lr, loss_scale=loss_scale)
-    if frozen:
-        return loss
+    if not frozen:
+        _update_backbone(learner, loss_scale, lr, phase, skips=skips)
+    if learner.encoder is not None:
+        with phase("encoder"):
+            follow(learner.encoder, learner.network)
+            with _autocast(learner):
+                embedding_XD = encode(learner.encoder, batches)
+            label_X = torch.cat([batch.label_B for batch in batches])
+            see_encoded(learner.head, embedding_XD, label_X, epochs_later(batches, epoch))
+    return loss
+
+
+def _update_backbone(
+    learner: Learner, loss_scale: torch.Tensor, lr: float, phase: Phase, *, skips: bool
+) -> None:
+    """The optimizer's step; with skips also the head's, which an overflow leaves out."""
+    optimizer, scaler = learner.optimizer, learner.scaler
     if isinstance(learner.backbone, DataParallel):
         with phase("exchange"):
             learner.backbone.wait_for_gradients()
@@ -90,7 +110,12 @@ def train_step(
         with phase("head_step"):
             learner.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
     scaler.update()
-    return loss
+
+
+def _autocast(learner: Learner) -> torch.autocast:
+    precision = learner.config.precision
+    kind = learner.device.type
+    return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
 
 
 def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:
@@ -104,6 +129,12 @@ def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:
     later_B = epoch_B - epoch
     # Further ones, in a step over more than 127 epochs, have been seen often enough.
     return torch.where((epoch_B >= 0) & (later_B <= 127), later_B, -1).to(torch.int8)
+
+
+def slots(batches: Sequence[Batch]) -> torch.Tensor | None:
+    """The numbers of micro-batches' images in their classes, as the head takes them, or None."""
+    parts = [batch.slot_B for batch in batches if batch.slot_B is not None]
+    return torch.cat(parts) if len(parts) == len(batches) else None
 
 
 class _Step:
@@ -164,13 +195,10 @@ class _Step:
     def _embed(self, number: int) -> torch.Tensor:
         """Embeddings of a micro-batch, with the same random choices every time."""
         torch.manual_seed(mix64(self.seed, number, parallel.rank()))
-        precision = self.learner.config.precision
         with (
             self.phase("backbone_forward"),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
-            torch.autocast(
-                self.learner.device.type, DTYPES[precision], enabled=precision != "fp32"
-            ),
+            _autocast(self.learner),
         ):
             embedding_BD = self.learner.backbone(self.batches[number].image_B3HW)
         # The head learns from the embedding's gradient also where the backbone does not.
@@ -181,7 +209,9 @@ class _Step:
     ) -> torch.Tensor:
         label_B = torch.cat([batch.label_B for batch in batches])
         with self.phase("head_forward"):
-            loss = self.learner.head(embedding_BD, label_B, epochs_later(batches, self.epoch))
+            loss = self.learner.head(
+                embedding_BD, label_B, epochs_later(batches, self.epoch), slots(batches)
+            )
         if self.check is not None:
             self.check(loss, self.batches[:num_seen])
         return loss

@@ -90,6 +90,7 @@ def batches_of(learner):
         Batch(
             torch.empty(data.batch_size, 3, size, size, device=DEVICE),
             torch.empty(data.batch_size, dtype=torch.int64, device=DEVICE),
+            slot_B=torch.empty(data.batch_size, dtype=torch.int32, device=DEVICE),
         )
         for _ in range(learner.config.optimizer.accumulate)
     ]

@@ -122,8 +122,9 @@ RUN = {
     "kappaface_dist/data/loading/loader.py": [
         "image = host.image.to(self._device, non_blocking=True)",
         'if self._device.type == "cuda":',
-        "epochs = epochs.pin_memory()  # a copy of ordinary memory is waited for",
         "yield Batch(",
+        "tensor = tensor.pin_memory()  # a copy of ordinary memory is waited for",
+        "return tensor.to(self._device, non_blocking=True)",
         'loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"',
         "decoder = CpuDecoder(",
         "return Loader(",

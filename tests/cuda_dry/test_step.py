@@ -79,6 +79,20 @@ def test_every_margin(name):
     check_types(gpu.collectives)
 
 
+@pytest.mark.parametrize("source", ["memory", "encoder"])
+def test_other_embeddings_for_the_statistics(source):
+    with on_ranks(8) as gpu:
+        overrides = [*TINY, f"margin.source={source}", "optimizer.accumulate=2"]
+        learner = learner_of(*overrides)
+        assert not run(gpu, learner)
+        head = [c.name for c in gpu.collectives if c.place.startswith("head/")]
+        learner.head.end_epoch()
+        learner.head.end_epoch()
+    # The encoder's embeddings are gathered once a step.
+    assert head == THREE * 2 + THREE[:1] * (source == "encoder")
+    check_types(gpu.collectives)
+
+
 def test_r100_at_its_size_and_all_classes():
     with on_ranks(8) as gpu:
         assert not run(gpu, learner_of(num_classes=360_232), num_steps=1)

@@ -35,6 +35,8 @@ def test_rendered_people(tmp_path):
     for name, paired in report["paired"].items():
         assert paired["mean"] == pytest.approx((values[name] - values["arcface"]).mean())
         assert paired["interval"][0] <= paired["mean"] <= paired["interval"][1]
+        assert paired["corrected"][0] < paired["interval"][0]
+        assert paired["auc"]["detectable"] > 0
     # The fixed margins are the means of KappaFace's.
     margins = {name: detail["mean_margin"] for name, detail in report["details"].items()}
     assert margins["arcface"]["classes"] == pytest.approx(margins["kappaface"]["classes"])
@@ -47,6 +49,14 @@ def test_rendered_people(tmp_path):
     assert (out / "comparison.png").stat().st_size > 10_000
     assert json.loads((out / "comparison.json").read_text()) == report
 
+    # Trained with the rate that it asks for, and nothing besides the arms that are named.
+    third = (*SMALL, "--out", out, "--seeds", 1, "--processes", 1, "--json", "-")
+    slow = ("--arms", "none", "--reference", "slow", "--arm", "slow:name=normface,lr=1e-6")
+    done = python(TOOL, *third, *slow)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report["arms"]) == ["slow"]
+    assert report["details"]["slow"]["lr"] == 1e-6
     other = exit_line(*command, "--lr", 0.2)
     assert other.startswith(f"error: {out} holds results with another lr")
 

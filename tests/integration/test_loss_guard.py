@@ -71,7 +71,7 @@ class Spoils:
         first = position // self._job.global_batch
         accumulate = self._job.config.optimizer.accumulate
         for number, batch in enumerate(self._loader.batches(position, num_steps)):
-            copy = Batch(*(tensor.clone() for tensor in batch))
+            copy = Batch(*(None if part is None else part.clone() for part in batch))
             is_last = parallel.rank() == parallel.world_size() - 1
             # Of several micro-batches the last.
             if is_last and number + 1 == (BAD_STEP + 1 - first) * accumulate:

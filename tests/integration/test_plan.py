@@ -72,6 +72,8 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
         ["precision=bf16", "head.logit_cache_bytes=200000", "data.batch_size=16"],
         ["backbone.checkpointing=true", "backbone.bucket_megabytes=0.3"],
         ["optimizer.accumulate=3", "backbone.gradient_dtype=bf16"],
+        ["optimizer.accumulate=2", "margin.source=memory", "backbone.embedding_size=64"],
+        ["optimizer.accumulate=2", "margin.source=encoder"],
         ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "margin.name=arcface"],
         ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
         ["head.skip_mass=0.01"],
@@ -80,6 +82,23 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
 )
 def test_settings_are_planned(load, overrides):
     compare(load(*overrides), 8, 100_000)
+
+
+@pytest.mark.parametrize("source", ["memory", "encoder"])
+def test_embeddings_that_are_kept_are_a_remedy(load, source):
+    """Images x D x 2 bytes of a memory, shared by the ranks; and what goes with it goes back."""
+    size, estimator = JobSize(80_000, 8_000_000, 8), "margin.estimator=released"
+    config = load(f"margin.source={source}", estimator, "backbone.embedding_size=64")
+    with pretend_ranks(8):
+        items = memory_items(config, size)
+        advice = dict(remedies(config, size, DEVICES["cpu"]))
+    if source == "memory":
+        assert items["image_memory"] == 1_000_000 * 64 * 2
+        assert advice["margin.source=batch"] < sum(items.values()) - 100e6
+    else:
+        assert items["momentum_encoder"] == items["backbone_parameters"]
+    both = f"margin.statistic=target_cosine margin.source=batch {estimator.split('=')[0]}=unbiased"
+    assert advice[both] < sum(items.values())
 
 
 def test_the_last_rank_may_own_less(load):

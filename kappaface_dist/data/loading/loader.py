@@ -17,6 +17,7 @@ from kappaface_dist.data.loading.advice import Reading, advice
 from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
 from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
+from kappaface_dist.data.loading.numbering import numbers_in_class
 from kappaface_dist.data.loading.sampler import Shuffle
 from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.data.sources.catalog import Catalog
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     # int64: the epoch to which each image belongs; -1 where it stands in for an unreadable one, and
     # is thus seen a second time
     epoch_B: torch.Tensor | None = None
+    slot_B: torch.Tensor | None = None  # int32: each image's number in its class, if asked for
 
 
 class Loader:
@@ -56,6 +58,7 @@ class Loader:
         shuffle: Shuffle,
         device: torch.device,
         reading: Reading,
+        slot_I: np.ndarray | None = None,
     ):
         self.num_read = 0
         self.num_corrupt = 0
@@ -70,6 +73,7 @@ class Loader:
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
         self._decoder = decoder
         self._reading = reading
+        self._slot_I = slot_I
         self._num_asked = 0
         self._advised = False
 
@@ -114,16 +118,24 @@ class Loader:
                 start = self._start(position, number)
                 epoch_B = np.arange(start, start + self._batch_size) // self._shuffle.num_images
                 epoch_B[host.replaced_B] = -1
-                epochs = torch.from_numpy(epoch_B)
-                if self._device.type == "cuda":
-                    epochs = epochs.pin_memory()  # a copy of ordinary memory is waited for
+                slot_B = None
+                if self._slot_I is not None:
+                    index_B = self._shuffle.indices(start, self._batch_size)
+                    slot_B = self._to_device(self._slot_I[index_B])
                 yield Batch(
                     image_B3HW,
                     host.label_B.to(self._device, non_blocking=True),
-                    epochs.to(self._device, non_blocking=True),
+                    self._to_device(epoch_B),
+                    slot_B,
                 )
         finally:
             decoded.close()
+
+    def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(numbers)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()  # a copy of ordinary memory is waited for
+        return tensor.to(self._device, non_blocking=True)
 
     def _requests(self, position: int, num_steps: int) -> Iterator[Request]:
         for number in range(num_steps):
@@ -160,6 +172,7 @@ def build_loader(
     seed: int = 0,
     device: torch.device,
     dali_decodes: bool | None = None,
+    with_slots: bool = False,
 ) -> Loader:
     """Make the loader of this rank.
 
@@ -176,6 +189,7 @@ def build_loader(
         device: where the batches go.
         dali_decodes: whether DALI decodes the JPEGs or the threads that feed it; None: it does on
             the GPU. (On the CPU it would cost more: DALI's decoder needs a check before it.)
+        with_slots: batches say which of its class's images each is: four bytes per image.
 
     Raises:
         ValueError: there is no such loader or preset.
@@ -221,6 +235,7 @@ def build_loader(
             augment=augment,
             block_shuffle=block_shuffle,
         ),
+        slot_I=numbers_in_class(catalog.label_I) if with_slots else None,
     )
 
 

@@ -25,17 +25,18 @@ def bounded_sine(cosine_G: torch.Tensor) -> torch.Tensor:
 
 
 def angular_logit(
-    cosine_G: torch.Tensor, margin_G: torch.Tensor
+    cosine_G: torch.Tensor, margin_G: torch.Tensor, *, straight: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """cos(θ + m), its derivative by t = cos θ, and its derivative by m.
 
-    Margins are in radians, −π/2 <= m <= π/2. Beyond θ + m = π the value is t + cos m − 1; below
-    θ + m = 0 (a negative margin) it stays at 1. Cosines beyond ±1 by rounding are clipped.
+    Margins are in radians, −π/2 <= m <= π/2. Beyond θ + m = π the value is t + cos m − 1 (unless
+    `straight` is false: it rises again); below θ + m = 0 (a negative margin) it stays at 1. Cosines
+    beyond ±1 by rounding are clipped.
     """
     cosine_G = cosine_G.clamp(-1.0, 1.0)
     sine_G = ((1.0 - cosine_G) * (1.0 + cosine_G)).sqrt()
     cos_m_G, sin_m_G = margin_G.cos(), margin_G.sin()
-    beyond_G = (margin_G > 0) & (cosine_G <= -cos_m_G)
+    beyond_G = (margin_G > 0) & (cosine_G <= -cos_m_G) & straight
     below_G = (margin_G < 0) & (cosine_G >= cos_m_G)
 
     value_G = cosine_G * cos_m_G - sine_G * sin_m_G
@@ -52,10 +53,10 @@ def angular_logit(
 
 
 def scaled_angular_logit(
-    cosine_G: torch.Tensor, margin_G: torch.Tensor, scale: float
+    cosine_G: torch.Tensor, margin_G: torch.Tensor, scale: float, *, straight: bool = True
 ) -> TargetLogit:
     """T = s·cos(θ + m) with its derivative by t."""
-    value_G, slope_G, _ = angular_logit(cosine_G, margin_G)
+    value_G, slope_G, _ = angular_logit(cosine_G, margin_G, straight=straight)
     return TargetLogit(value_G * scale, slope_G * scale)
 
 

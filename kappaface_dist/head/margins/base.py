@@ -10,6 +10,10 @@ import torch
 
 # Small tensors by name, equal on all ranks; part of a checkpoint.
 MarginState = dict[str, torch.Tensor]
+# Of the images of a batch, by name: "epoch", int8, how many epochs later than the present one each
+# image is; those below 0 have been seen before, or stand in for another, and do not count; without
+# it all are of this epoch. "slot", int32, the number of each image in its class.
+Marks = dict[str, torch.Tensor]
 
 
 class Negatives(Protocol):

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from kappaface_dist.head.margins import KappaFace, Margin, MarginState
+from kappaface_dist.head.margins.base import Marks
 from kappaface_dist.head.margins.concentration import ClassStatistics
+from kappaface_dist.head.margins.image_memory import ImageMemory
 from kappaface_dist.head.margins.psi import concentration_summary, psi
 from kappaface_dist.parallel import ranks as parallel
 
@@ -22,6 +24,7 @@ class ClassMargins:
         margin_K: the margins, fp32.
         state: the margin's small tensors, equal on all ranks.
         statistics: of the classes, where the margin follows them.
+        memory: of their images, with `source: memory`.
         num_refreshes: windows that have ended.
     """
 
@@ -37,10 +40,16 @@ class ClassMargins:
         self.margin = margin
         self.num_refreshes = 0
         self.statistics: ClassStatistics | None = None
+        self.memory: ImageMemory | None = None
         if isinstance(margin, KappaFace):
             count_K = np.ones(len(classes), np.int64)
             if images_per_class is not None:
                 count_K = np.array(images_per_class[classes.start : classes.stop])
+            elif needing := margin.needs_counts:
+                raise ValueError(
+                    f"{needing}, which needs the number of images of each class: give the head"
+                    " images_per_class"
+                )
             self.statistics = ClassStatistics(
                 torch.from_numpy(count_K),
                 embedding_size,
@@ -48,11 +57,17 @@ class ClassMargins:
                 device,
                 counted=images_per_class is not None,
             )
+            if margin.source == "memory":
+                assert images_per_class is not None
+                first = int(np.asarray(images_per_class[: classes.start]).sum())
+                self.memory = ImageMemory(
+                    torch.from_numpy(count_K), embedding_size, device, first_row=first
+                )
             self.margin_K = self._follow(self.statistics)
         else:
             self.margin_K = torch.full((len(classes),), margin.class_margin, device=device)
         # What was seen in the present step, for `end_epoch`.
-        self._seen: list[tuple[torch.Tensor, ...]] = []
+        self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Marks]] = []
         self.state: MarginState = {
             name: torch.tensor(value, dtype=dtype, device=device)
             for name, value in margin.init_state().items()
@@ -74,17 +89,37 @@ class ClassMargins:
             psi_K = torch.ones_like(psi_K)
         return (psi_K * margin.margin).float()
 
-    def wanted_epochs(
-        self, epoch_B: torch.Tensor | None, label_B: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The epochs of `see` as all ranks will exchange them: int8, or None where the margin does
-        not look at them.
+    @property
+    def sees_batches(self) -> bool:
+        """Whether `see` takes the training pass's embeddings; else those of a momentum encoder."""
+        return not (isinstance(self.margin, KappaFace) and self.margin.source == "encoder")
+
+    def marks(
+        self,
+        label_B: torch.Tensor,
+        epoch_B: torch.Tensor | None,
+        slot_B: torch.Tensor | None,
+        *,
+        learning: bool,
+    ) -> Marks:
+        """The marks of `see` as all ranks will exchange them; none where nobody looks at them.
+
+        Raises:
+            ValueError: images that are to be remembered have no number.
         """
-        if self.statistics is None:
-            return None
+        if self.statistics is None or not self.sees_batches:
+            return {}
+        if learning and self.memory is not None and slot_B is None:
+            raise ValueError(
+                "margin.source is memory, but the head was given no slot_B: hand in the number of"
+                " each image in its class, or take another source"
+            )
         # Without epochs too, so that all ranks exchange alike.
-        epoch_B = torch.zeros_like(label_B) if epoch_B is None else epoch_B
-        return epoch_B.to(torch.int8)
+        nothing_B = torch.zeros_like(label_B)
+        found = {"epoch": (nothing_B if epoch_B is None else epoch_B).to(torch.int8)}
+        if self.memory is not None:
+            found["slot"] = (nothing_B if slot_B is None else slot_B).to(torch.int32)
+        return found
 
     def start_step(self) -> None:
         """Forget what `end_epoch` would need of the step before."""
@@ -96,31 +131,38 @@ class ClassMargins:
         cosine_G: torch.Tensor,
         local_id_G: torch.Tensor,
         owned_G: torch.Tensor,
-        epoch_G: torch.Tensor | None = None,
+        marks: Marks,
     ) -> None:
         """Show the statistics the images of a micro-batch that belong to the present epoch.
 
         Args:
             embedding_GD: unit embeddings.
             cosine_G, local_id_G: of images whose class is on this rank, as owned_G says.
-            epoch_G: int8, how many epochs later than the present one each image is; those below 0
-                have been seen before, or stand in for another, and do not count.
-                None: all are of this epoch.
         """
         if self.statistics is None:
             return
+        epoch_G = marks.get("epoch")
         used_G = owned_G if epoch_G is None else owned_G & (epoch_G == 0)
-        self.statistics.add(embedding_GD, cosine_G, local_id_G, used_G)
+        shown_GD = embedding_GD
+        if self.memory is not None:
+            shown_GD, used_G = self.memory.renew(embedding_GD, local_id_G, marks["slot"], used_G)
+        self.statistics.add(shown_GD, cosine_G, local_id_G, used_G)
         if epoch_G is not None:
             # Whether any of them is later, only the device knows: to wait for it costs more.
-            self._seen.append((embedding_GD, cosine_G, local_id_G, owned_G, epoch_G))
+            self._seen.append((embedding_GD, cosine_G, local_id_G, owned_G, marks))
 
     def held_tensors(self) -> list[torch.Tensor]:
         """What is held of the present step until the next one begins."""
-        return [tensor for seen in self._seen for tensor in seen]
+        return [tensor for *held, marks in self._seen for tensor in (*held, *marks.values())]
 
-    def end_step(self, num_steps: int) -> None:
-        """Refresh if a window of `margin.refresh_steps` steps ends with this many steps done."""
+    def end_step(self, num_steps: int, *, encoded: bool = False) -> None:
+        """Refresh if a window of `margin.refresh_steps` steps ends with this many steps done.
+
+        Args:
+            encoded: a momentum encoder's embeddings of the step have been seen.
+        """
+        if encoded == self.sees_batches:
+            return
         window = self.margin.refresh_steps if isinstance(self.margin, KappaFace) else 0
         if window and num_steps % window == 0:
             self.refresh()
@@ -135,9 +177,9 @@ class ClassMargins:
             self.refresh()
         self.statistics.end_epoch()
         seen, self._seen = self._seen, []
-        for embedding_GD, cosine_G, local_id_G, owned_G, epoch_G in seen:
-            later_G = (epoch_G - 1).clamp_min(-1)
-            self.see(embedding_GD, cosine_G, local_id_G, owned_G, later_G)
+        for embedding_GD, cosine_G, local_id_G, owned_G, marks in seen:
+            later = marks | {"epoch": (marks["epoch"] - 1).clamp_min(-1)}
+            self.see(embedding_GD, cosine_G, local_id_G, owned_G, later)
 
     def summary(self, num_classes: int) -> dict[str, float]:
         """Smallest, mean and largest margin over the classes of all ranks; where margins are

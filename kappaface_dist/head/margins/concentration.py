@@ -4,8 +4,7 @@ For class c with unit embeddings z_i of weight b_i (1 in this window, β^age for
 
     a = Σ b_i,  q = Σ b_i²,  S = Σ b_i z_i,  n the images of the class in the dataset
 
-    ρ²  = Σ_e (‖S_e‖² − q_e) / Σ_e (a_e² − q_e)     plugin: Σ_e ‖S_e‖² / Σ_e a_e²
-    κ   = ρ (D − ρ²) / (1 − ρ²)                     Banerjee et al., JMLR 2005, eq. 4.4
+ρ² and κ follow from these (`resultant.py`).
 
 An epoch e shows every image once. Images of different epochs may be two views of one photo, which
 say nothing about the class, so only pairs within an epoch are compared: ρ² is then unbiased for any
@@ -29,7 +28,12 @@ import math
 import torch
 
 from kappaface_dist.head.margins import KappaFace
-from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.head.margins.resultant import (
+    concentration,
+    empirical_bayes,
+    squared_resultant,
+    towards_mean,
+)
 
 # S is reduced this many rows at a time: ‖S‖² in float64 needs no second K x D matrix, and what it
 # needs stays in a processor's cache.
@@ -39,24 +43,6 @@ REFRESH_ROWS = 256
 MIN_EFFECTIVE_SIZE = 2.0 - 1e-3
 # Decayed images below this weight in all are forgotten: their squares would leave fp32's range.
 FORGOTTEN_WEIGHT = 1e-6
-
-
-def squared_resultant(
-    pair_sum_K: torch.Tensor,
-    pair_weight_K: torch.Tensor,
-    squared_weight_K: torch.Tensor,
-    estimator: str,
-) -> torch.Tensor:
-    """ρ² of each class from Σ (‖S‖² − q), Σ (a² − q) and Σ q; not clamped, NaN without an image."""
-    if estimator == "plugin":
-        return (pair_sum_K + squared_weight_K) / (pair_weight_K + squared_weight_K)
-    return pair_sum_K / pair_weight_K
-
-
-def concentration(resultant_K: torch.Tensor, embedding_size: int) -> torch.Tensor:
-    """κ from the mean resultant length r: r (D − r²) / (1 − r²)."""
-    squared_K = resultant_K.square()
-    return resultant_K * (embedding_size - squared_K) / (1.0 - squared_K)
 
 
 class ClassStatistics:
@@ -153,20 +139,19 @@ class ClassStatistics:
     def refresh(self) -> None:
         """End a window: measure κ where the window can, and let the old weights decay.
 
-        Classes that the window did not show often enough keep their last κ. Collective where there
-        is shrinkage.
+        Classes that the window did not show often enough keep their last κ. Collective where
+        estimates are drawn to the mean of all.
         """
         squared_K, size_K, measured_K = self._measure()
         limit = self.margin.max_resultant**2
+        if self.margin.estimator == "empirical_bayes":
+            # Not clamped at 0 yet: that would raise the mean.
+            sound_K = measured_K & (squared_K < limit)
+            squared_K = empirical_bayes(squared_K, size_K, sound_K, self.embedding_size)
         squared_K = squared_K.clamp(0.0, limit)
         if self.margin.shrinkage > 0:
             sound_K = measured_K & (squared_K < limit)
-            sums = torch.stack([sound_K.sum().double(), squared_K.where(sound_K, 0.0).sum()])
-            num_sound, total = parallel.all_reduce_sum(sums).unbind()
-            drawn_K = (self.margin.shrinkage * total / num_sound + size_K * squared_K) / (
-                self.margin.shrinkage + size_K
-            )
-            squared_K = torch.where(sound_K, drawn_K, squared_K)
+            squared_K = towards_mean(squared_K, size_K, sound_K, self.margin.shrinkage)
         kappa_K = concentration(squared_K.sqrt(), self.embedding_size).float()
         self.kappa_K.copy_(torch.where(measured_K, kappa_K, self.kappa_K))
         # A checkpoint may hold what an earlier version took for the concentration of one photo.
@@ -193,13 +178,19 @@ class ClassStatistics:
 
     def _measurable(self) -> torch.Tensor:
         """Classes with two photos at least, as far as that is known: bool [K]."""
-        return (self.count_K >= 2) | (not self.counted)
+        return (self.count_K >= 2) | (not self.counted) | (self.margin.estimator == "released")
 
     def _measure(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(ρ², effective number of photos, whether they are two at least) of each class, float64;
         NaN where there is no image.
         """
         a_K = self.weight_K.double()
+        if self.margin.estimator == "released":
+            # ‖S‖ / n, whether the window has shown all images of the class, or none.
+            pair_sum_K, _, squared_weight_K = self._present().unbind(dim=1)
+            size_K = self.count_K.double()
+            squared_K = (pair_sum_K + squared_weight_K) / size_K.clamp_min(1.0).square()
+            return squared_K, size_K, torch.ones_like(a_K, dtype=torch.bool)
         if self.squared_weight_K is None:
             squared_K = (self.sum_KX.double() / a_K).clamp_min(0.0).square()
             size_K = a_K

@@ -108,7 +108,8 @@ def first_pass(
     result = FirstPass(loss, cosine_G, sums.nearest_G)
     if not learning:
         return result
-    class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, batch.epoch_G)
+    if class_margins.sees_batches:
+        class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, batch.marks)
 
     log_denominator_G = losses.log_denominator_G
     target_slope_G = losses.share_G * target.slope_G.where(owned_G, 0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kappaface_dist.head.margins.base import Marks
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -20,7 +21,7 @@ class GlobalBatch:
         owned_G: whether the class is on this rank.
         local_id_G: row of the class in the whole shard; some row if it is on another rank, to be
             masked.
-        epoch_G: as in `ClassMargins.see`; None where nobody asks for it.
+        marks: what `ClassMargins.marks` asked for, by name.
     """
 
     embedding_GD: torch.Tensor
@@ -28,27 +29,27 @@ class GlobalBatch:
     norm_G: torch.Tensor | None
     owned_G: torch.Tensor
     local_id_G: torch.Tensor
-    epoch_G: torch.Tensor | None
+    marks: Marks
 
 
 def gather_batch(
     unit_BD: torch.Tensor,
     label_B: torch.Tensor,
-    norm_B: torch.Tensor | None,
-    epoch_B: torch.Tensor | None,
+    marks: Marks,
     dtype: torch.dtype,
     classes: range,
+    norm_B: torch.Tensor | None = None,
 ) -> GlobalBatch:
-    """All ranks' embeddings, rounded to dtype, labels, norms and epochs, for the shard of these
+    """All ranks' embeddings, rounded to dtype, labels, norms and marks, for the shard of these
     classes.
 
-    One collective: the bytes of a label, of a norm and of an epoch travel behind the embedding.
-    Epochs are int8; whether there are any, all ranks must agree on.
+    One collective: the bytes of a label, of a norm and of marks travel behind the embedding. Which
+    marks there are, and of what type, all ranks must agree on.
     """
-    given = {"embedding": unit_BD.to(dtype), "label": label_B.long(), "norm": norm_B}
+    given = {"embedding": unit_BD.to(dtype), "label": label_B.long(), "norm": norm_B, **marks}
     parts = {
         name: part if part.dim() == 2 else part[:, None]
-        for name, part in (given | {"epoch": epoch_B}).items()
+        for name, part in given.items()
         if part is not None
     }
     as_bytes = [part.contiguous().view(torch.uint8) for part in parts.values()]
@@ -67,5 +68,5 @@ def gather_batch(
         norm_G=out["norm"][:, 0] if norm_B is not None else None,
         owned_G=owned_G,
         local_id_G=torch.where(owned_G, label_G - classes.start, 0),
-        epoch_G=out["epoch"][:, 0] if epoch_B is not None else None,
+        marks={name: out[name][:, 0] for name in marks},
     )

@@ -1,5 +1,7 @@
 """What is compared with what."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,27 +10,32 @@ import pytest
 from kappaface_dist.config.file import load_config
 from kappaface_dist.head import ArcFace, KappaFace, build_margin
 from kappaface_dist.margin_study.arms import ARMS, RELEASED, choose_arms, parse_arm
+from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.small import images_nearby, small_pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_released_arm_is_the_released_preset(tmp_path):
+@pytest.mark.parametrize("name", ["released", "released_memory", "released_encoder"])
+def test_released_arms_are_the_released_presets(tmp_path, name):
     path = tmp_path / "config.yaml"
     path.write_text(
-        f"extends: {ROOT}/configs/margins/kappaface_released.yaml\n"
+        f"extends: {ROOT}/configs/margins/kappaface_{name}.yaml\n"
         "run: {epochs: 1}\ndata: {train: x}\n"
     )
     preset = build_margin(**load_config(path).margin)
-    assert ARMS["released"].build(preset.scale, {}) == preset
-    assert RELEASED["estimator"] == "plugin"
+    assert ARMS[name].build(preset.scale, {}) == preset
+    assert RELEASED["estimator"] == "released"
+    assert preset.source == {"released": "batch"}.get(name, name.removeprefix("released_"))
 
 
 def test_every_arm_differs_from_the_others():
-    fixed = {"classes": 0.5, "images": 0.4}
+    fixed = {"classes": 0.45, "images": 0.4}
     built = {name: (arm.build(32.0, fixed), arm.shuffled) for name, arm in ARMS.items()}
     assert len(set(built.values())) == len(ARMS)
-    assert built["arcface"][0] == ArcFace(scale=32.0, margin=0.5)
+    assert built["arcface"][0] == ArcFace(scale=32.0, margin=0.45)
+    assert built["exact"][0] == ArcFace(scale=32.0, margin=0.5)
+    assert built["straight_through"][0] == ArcFace(scale=32.0, margin=0.5, straight_through=True)
     assert built["arcface_by_image"][0] == ArcFace(scale=32.0, margin=0.4)
     assert built["kappaface"] == (KappaFace(scale=32.0), False)
     assert built["count_only"][0].concentration_share == 0.0
@@ -47,7 +54,40 @@ def test_arms_of_the_user():
     assert parse_arm("cos:name=cosface")[1].build(16.0, {}).scale == 16.0
 
 
-@pytest.mark.parametrize("text", ["cold", "cold:", "cold:temperature", ":temperature=1", "a:b=[1"])
+def test_an_arm_has_its_own_rate_and_only_needed_arms_are_trained():
+    slow = "slow:name=arcface,margin=0.3,straight_through=true,lr=0.05"
+    arm = parse_arm(slow)[1]
+    assert arm.lr == 0.05
+    expected = ArcFace(scale=16.0, margin=0.3, straight_through=True)
+    assert arm.build(16.0, {}) == expected
+    assert list(choose_arms("straight_through", [slow], "exact")) == [
+        *("exact", "straight_through", "slow")
+    ]
+    assert list(choose_arms("none", [slow], "slow")) == ["slow"]
+    # Their margins come from KappaFace's.
+    assert list(choose_arms("none", [slow])) == ["arcface", "kappaface", "slow"]
+    with pytest.raises(ValueError, match="--reference is 'exakt', expected one of arcface"):
+        choose_arms("none", [slow], "exakt")
+
+
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
+    """Its arms have no rate of their own, and are the same arms."""
+    arms = choose_arms("exact", [])
+    check_settings(tmp_path, {"lr": 0.1}, arms)
+    path = tmp_path / "settings.json"
+    kept = json.loads(path.read_text())
+    for arm in kept["arms"].values():
+        del arm["lr"]
+    path.write_text(json.dumps(kept))
+    check_settings(tmp_path, {"lr": 0.1}, arms)
+    faster = {name: replace(arm, lr=0.2) for name, arm in arms.items()}
+    with pytest.raises(ValueError, match="another arm arcface, arm kappaface, arm exact"):
+        check_settings(tmp_path, {"lr": 0.1}, faster)
+
+
+@pytest.mark.parametrize(
+    "text", ["cold", "cold:", "cold:temperature", ":temperature=1", "a:b=[1", "a:lr=0", "a:lr=x"]
+)
 def test_a_malformed_arm_is_refused(text):
     with pytest.raises(ValueError, match="--arm is"):
         parse_arm(text)

@@ -40,6 +40,29 @@ def arms(shift):
     }
 
 
+def test_what_holds_for_all_arms_together():
+    """Against scipy: t intervals at 1 − 0.05 / 3, and the power of the test they make."""
+    values = arms(0.004)
+    rng = np.random.default_rng(5)
+    for name in ("second", "third"):
+        noise = rng.normal(0, 0.002, 8)
+        values[name] = {key: (np.array(v) + noise).tolist() for key, v in values["arcface"].items()}
+    found = compare(values)["kappaface"]
+    difference = np.subtract(values["kappaface"]["all"], values["arcface"]["all"])
+    level = 1 - 0.05 / 3
+    low, high = scipy.stats.t.interval(level, 7, difference.mean(), scipy.stats.sem(difference))
+    assert found["corrected"] == pytest.approx([low, high], rel=1e-6)
+    assert found["corrected"][0] < found["interval"][0]
+    # Seeds whose true difference is the detectable one, with the spread that was seen.
+    draws = rng.normal(found["detectable"], difference.std(ddof=1), (20_000, 8))
+    half = scipy.stats.t.ppf((1 + level) / 2, 7) * scipy.stats.sem(draws, axis=1)
+    assert np.mean(draws.mean(axis=1) > half) == pytest.approx(0.8, abs=0.03)
+    one = compare({name: {k: v[:1] for k, v in arm.items()} for name, arm in values.items()})
+    assert one["second"]["small"]["corrected"] is one["second"]["detectable"] is None
+    text = verdict(compare(values))
+    assert "corrected for 3 arm(s)" in text
+
+
 def test_differences_are_paired_by_seed():
     values = arms(0.01)
     found = compare(values)

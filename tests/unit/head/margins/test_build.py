@@ -219,6 +219,31 @@ def test_built_by_name_with_published_settings(name):
         ("kappaface", {"concentration_share": 1.2}, r"margin\.concentration_share is 1\.2"),
         ("kappaface", {"max_resultant": 1.0}, r"margin\.max_resultant is 1\.0"),
         ("kappaface", {"count_scale": 0.9}, r"margin\.count_scale is 0\.9"),
+        (
+            "kappaface",
+            {"source": "queue"},
+            r"margin\.source is 'queue': choose batch or encoder or",
+        ),
+        (
+            "kappaface",
+            {"source": "memory", "statistic": "target_cosine"},
+            r"margin\.source is 'memory': statistic target_cosine needs",
+        ),
+        (
+            "kappaface",
+            {"estimator": "released", "decay": 0.5},
+            r"margin\.estimator is 'released': its window is one epoch",
+        ),
+        (
+            "kappaface",
+            {"estimator": "empirical_bayes", "shrinkage": 2.0},
+            r"margin\.shrinkage is 2\.0: that estimate is drawn to the mean already",
+        ),
+        (
+            "kappaface",
+            {"estimator": "empirical_bayes", "statistic": "target_cosine"},
+            r"margin\.estimator is 'empirical_bayes': it is of statistic resultant",
+        ),
     ],
 )
 def test_what_build_margin_refuses(name, settings, message):
@@ -232,7 +257,14 @@ def test_what_build_margin_refuses(name, settings, message):
         ("kappaface", {}),
         (
             "kappaface_released",
-            {"estimator": "plugin", "first_window": "one", "count_scale": 1.05},
+            {
+                "estimator": "released",
+                "standardise": "released",
+                "max_resultant": 0.99999,
+                "first_window": "one",
+                "count_scale": 1.05,
+                "beyond_pi": "cosine",
+            },
         ),
         (
             "kappaface_paper",

@@ -77,7 +77,11 @@ def train(photos, margin, batch, num_epochs):
         view_GD, label_G, epoch_G = (torch.cat(part) for part in zip(*parts, strict=True))
         classes.start_step()
         classes.see(
-            view_GD, torch.zeros(len(label_G)), label_G, torch.ones_like(label_G).bool(), epoch_G
+            view_GD,
+            torch.zeros(len(label_G)),
+            label_G,
+            torch.ones_like(label_G).bool(),
+            {"epoch": epoch_G},
         )
         position += size
         for number in range(epoch, position // num_images):

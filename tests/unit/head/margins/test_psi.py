@@ -25,7 +25,7 @@ def filled(count_C, embedding_GD, margin):
     label_G = torch.arange(len(count_C)).repeat_interleave(count_C)
     shown_GD = embedding_GD[: len(label_G)]
     shown_G = torch.ones(len(label_G), dtype=torch.bool)
-    classes.see(shown_GD, torch.zeros(len(label_G)), label_G, shown_G)
+    classes.see(shown_GD, torch.zeros(len(label_G)), label_G, shown_G, {})
     return classes
 
 
@@ -71,6 +71,36 @@ def test_psi_against_numpy(margin):
     margins = classes.margin_K
     np.testing.assert_allclose(margins, 0.8 * psi_of(classes), rtol=1e-6)
     assert margins.max() / margins.min() > 1.2
+
+
+@pytest.mark.parametrize("standardise", ["robust", "logarithmic", "released"])
+def test_other_ways_to_standardise_against_numpy(standardise):
+    """With classes of nearly identical photos, which only the released way takes for classes."""
+    counts = np.concatenate([np.arange(2, 202), [3, 3]])
+    spread = torch.linspace(0.3, 1.2, 202)
+    spread[-2:] = 0.0
+    margin = KappaFace(standardise=standardise, concentration_share=1.0)
+    shown = around(202, spread.repeat_interleave(torch.from_numpy(counts)), counts)
+    classes = filled(counts, shown, margin)
+    classes.refresh()
+    kappa, size = classes.statistics.kappa_K.double().numpy(), shown.shape[1]
+    sound = kappa < kappa.max() * 0.999
+    assert sound.sum() == 200
+    if standardise == "robust":
+        low, middle, high = np.quantile(kappa, [0.25, 0.5, 0.75])
+        z = ((kappa - middle) / ((high - low) / 1.349)).clip(-5, 5)
+        tolerance = 0.01  # of bins 1.5 % wide
+    elif standardise == "logarithmic":
+        # 2 artanh ρ, from κ = ρ (D − ρ²) / (1 − ρ²) but for ρ² beside D.
+        value = np.arcsinh(2 * kappa / size)
+        z = ((value - value[sound].mean()) / value[sound].std()).clip(-5, 5)
+        tolerance = 1e-6
+    else:
+        z = (kappa - kappa.mean()) / kappa.std(ddof=1)
+        tolerance = 1e-6
+    expected = 1 - 1 / (1 + np.exp(-margin.temperature * z))
+    np.testing.assert_allclose(psi_of(classes), expected, rtol=tolerance)
+    assert np.ptp(expected[:200]) > (1e-3 if standardise == "released" else 0.2)
 
 
 def test_before_the_first_refresh():
