@@ -70,5 +70,5 @@ class Breaks(nn.Module):
 
 def test_a_break_is_noticed():
     network = build_backbone("tiny", embedding_size=64, image_size=SIZE)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="data-dependent"):
         graphs_of(Breaks(network))
