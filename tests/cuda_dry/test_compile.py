@@ -19,7 +19,6 @@ NETWORKS = {
     "mbf": {"depths": [1, 1, 1, 1]},
     "vit_t": {"depths": [2]},
     "r18": {"depths": [1, 1, 1, 1], "checkpointing": [1, 2], "dropout": 0.4},
-    "vit_s": {"depths": [2], "checkpointing": True, "drop_path": 0.1},
 }
 
 

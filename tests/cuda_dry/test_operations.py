@@ -19,13 +19,7 @@ SIZE = JobSize(CLASSES, 40 * CLASSES, RANKS)
 STATE = ("centres", "centre_optimizer", "class_statistics")
 CASES = {
     "as it is": [],
-    "no statistics, no cache": ["margin.name=arcface", "head.logit_cache_bytes=0"],
-    "accumulated, sampled": ["optimizer.accumulate=2", "head.sample_rate=0.2"],
     "accumulated, some cached": ["optimizer.accumulate=3", "head.logit_cache_bytes=8000000"],
-    "plain products, adamw": ["head.fused=false", "optimizer.name=adamw"],
-    "statistics of two numbers": ["margin.statistic=target_cosine", "head.momentum_dtype=bf16"],
-    "recomputed": ["backbone.checkpointing=true", "precision=fp16"],
-    "gradients in bf16": ["backbone.gradient_dtype=bf16", "backbone.bucket_megabytes=2"],
 }
 
 
