@@ -179,9 +179,9 @@ def _head_peak(
     rate = max(few - step_images(config, size) // factor, 1) / shard if sampled else 1.0
     passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
     # Of three chunks as many are kept as of all, or one where it is some.
-    kept = config.head.logit_cache_bytes / (2 * num_images * rows * passes) if rows else 0.0
-    logits = 2 * (num_images // factor) * (few if kept >= 1 else chunk) * passes
-    cache = logits if kept > 0 else 0
+    kept = cache_bytes(config, num_images, rows, device_type or device.type)
+    chunks = few if kept >= 2 * num_images * rows * passes else chunk
+    cache = 2 * (num_images // factor) * chunks * passes if kept else 0
     small = dataclasses.replace(
         config,
         backbone=dataclasses.replace(config.backbone, embedding_size=embedding_size // factor),

@@ -29,6 +29,11 @@ class _Saved:
 
 
 _used: list[_Saved] = []
+_passes = [0]  # so many so far: torch's recomputation asks which one it is in
+
+
+def _present_pass() -> int:
+    return _passes[0]
 
 
 def _use(saved: _Saved) -> torch.Tensor:
@@ -42,6 +47,7 @@ def backward_passes() -> Iterator[None]:
     """Inside, Tensor.backward is `backward`."""
     with (
         mock.patch.object(torch.Tensor, "backward", backward),
+        mock.patch.object(torch._C, "_current_graph_task_id", _present_pass),
         torch.autograd.graph.saved_tensors_hooks(_Saved, _use),
     ):
         yield
@@ -50,6 +56,7 @@ def backward_passes() -> Iterator[None]:
 @torch.no_grad()
 def backward(tensor: torch.Tensor, gradient: torch.Tensor | None = None, **_: Any) -> None:
     """Tensor.backward: add to the gradient of every leaf that tensor depends on."""
+    _passes[0] += 1
     root = tensor.grad_fn
     assert root is not None, "backward() of a tensor that depends on nothing to be learnt"
     number_of: Counter[Any] = Counter()

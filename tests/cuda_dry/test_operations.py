@@ -1,7 +1,6 @@
 """What a rank takes at its real size, item by item, against the plan; and what it must not take."""
 
 import pytest
-import torch
 
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.between_steps import operation_bytes as planned_operations
@@ -20,13 +19,7 @@ SIZE = JobSize(CLASSES, 40 * CLASSES, RANKS)
 STATE = ("centres", "centre_optimizer", "class_statistics")
 CASES = {
     "as it is": [],
-    "no statistics, no cache": ["margin.name=arcface", "head.logit_cache_bytes=0"],
-    "accumulated, sampled": ["optimizer.accumulate=2", "head.sample_rate=0.2"],
     "accumulated, some cached": ["optimizer.accumulate=3", "head.logit_cache_bytes=8000000"],
-    "plain products, adamw": ["head.fused=false", "optimizer.name=adamw"],
-    "statistics of two numbers": ["margin.statistic=target_cosine", "head.momentum_dtype=bf16"],
-    "recomputed": ["backbone.checkpointing=true", "precision=fp16"],
-    "gradients in bf16": ["backbone.gradient_dtype=bf16", "backbone.bucket_megabytes=2"],
 }
 
 
@@ -90,16 +83,3 @@ def test_a_longer_reduce_is_noticed(job, monkeypatch):
     executed = [(c.name, c.num_bytes) for c in count.calls]
     assert [name for name, _ in executed] == [name for name, _ in planned]
     assert sum(e != p for e, p in zip(executed, planned, strict=True)) == 1
-
-
-def test_statistics_of_all_ranks_images():
-    """sync_batchnorm: its own collectives, forward and backward, and no wait."""
-    with on_ranks(RANKS) as gpu:
-        learner = learner_of(*SMALL, "backbone.sync_batchnorm=true", num_classes=5000)
-        gpu.waits.clear()
-        train_step(learner, batches_of(learner), 0.1, 0)
-        assert not gpu.waits
-        norms = sum(isinstance(m, torch.nn.SyncBatchNorm) for m in learner.network.modules())
-    gathers = [c for c in gpu.collectives if "all_gather" in c.name and c.dtype == torch.float32]
-    assert norms
-    assert len(gathers) >= norms
