@@ -8,6 +8,8 @@
 # make sbom    sbom.json: what is installed in .venv, as CycloneDX
 # make lock    docker/requirements.lock anew from setup.py and constraints.txt
 # make check   lint, types, spelling and architecture only
+# make docs    pages of the API from the docstrings, in build/docs; a warning is an error
+# make release-check   what a release needs, one line for each; CONTRIBUTING.md has the list
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -22,7 +24,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test test-mxnet test-cuda-dry check format clean test-image
-.PHONY: fuzz test-nodes test-long sbom lock
+.PHONY: fuzz test-nodes test-long sbom lock docs release-check
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -73,6 +75,16 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
 
+# Undocumented names are as they are; what pdoc warns of is a module that it cannot import.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python .github/draw_layers.py
+	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs kappaface_dist
+
+release-check: check docs
+	$(BIN)/python -m pip install --quiet -c constraints.txt build
+	$(BIN)/python .github/release_check.py
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
@@ -110,7 +122,8 @@ $(CUDA)/.tried:
 	  && $(CUDA)/bin/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' \
 	  && echo "torch for CUDA is in $(CUDA)" > $@ \
 	  || { rm -rf $(CUDA)/bin; \
-	       echo "a build of torch for CUDA cannot be installed here: the dry tests are skipped" > $@; }
+	       echo "a build of torch for CUDA cannot be installed here (the reason is above, when it was" \
+	         "tried; rm -r $(CUDA) to try again): the dry tests are skipped" > $@; }
 
 # Builds the container image without a registry and trains in it (docker/test_image.sh says how).
 test-image:

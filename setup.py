@@ -14,6 +14,9 @@ EXTRAS = {
     # One of the two: for drivers of CUDA 12 or of CUDA 13. Both decode on the CPU without a driver.
     "dali": ["nvidia-dali-cuda120>=1.45; platform_system=='Linux'"],
     "dali-cuda130": ["nvidia-dali-cuda130>=1.52; platform_system=='Linux'"],
+    # Object storage: S3 and the web; Google's needs a library of its own.
+    "remote": ["fsspec[http]>=2024.2", "s3fs>=2024.2"],
+    "remote-gs": ["fsspec>=2024.2", "gcsfs>=2024.2"],
     "parquet": ["pyarrow>=15.0"],
     "align": ["opencv-python-headless>=4.10.0.84"],
     "tinyface": ["scipy>=1.11"],
@@ -77,9 +80,14 @@ setup(
             *EXTRAS["triton"],
             *EXTRAS["dali"],
             *EXTRAS["parquet"],
+            *EXTRAS["remote"],
             *EXTRAS["export"],
             "faiss-cpu>=1.8",
             *EXTRAS["align"],
+            # A real S3 server for the tests of object storage.
+            "moto[s3]>=5.0.3",
+            "flask>=3.0",
+            "flask-cors>=4.0",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -1,4 +1,4 @@
-"""Whether data, batch and network of a run go together, before it and while it trains."""
+"""The data of a run; whether it, batch and network go together, before it and while it trains."""
 
 import torch
 from torch import nn
@@ -6,7 +6,32 @@ from torch import nn
 from kappaface_dist.backbones.layers import BATCH_NORMS
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import Loader
+from kappaface_dist.data.sources.catalog import Catalog, check_trainable, open_catalog
+from kappaface_dist.data.sources.finding import find_sources
+from kappaface_dist.data.sources.remote_store import CacheSettings, is_remote, shown
 from kappaface_dist.parallel import ranks as parallel
+
+
+def open_data(config: Config) -> Catalog:
+    """Open data.train; collective.
+
+    Raises:
+        ValueError: it is missing or damaged, or there is nothing to tell apart.
+        RuntimeError: it cannot be had.
+    """
+    train = config.data.train or []
+    if any(is_remote(item) for item in ([train] if isinstance(train, str) else train)):
+        # One rank asks what is there, and all bring it: none waits for hours for another.
+        found = parallel.agree(lambda: find_sources(train) if parallel.rank() == 0 else None)
+        parts = parallel.gather_objects(found)[0]
+        cache = CacheSettings(config.data.cache, config.data.cache_gigabytes)
+        catalog = parallel.agree(
+            lambda: open_catalog(train, cache=cache, block=config.data.block_shuffle, found=parts)
+        )
+    else:
+        catalog = parallel.rank0_first(lambda: open_catalog(train))
+    check_trainable(catalog, shown(str(config.data.train)), parallel.world_size())
+    return catalog
 
 
 def check_batch(config: Config, network: nn.Module) -> None:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from kappaface_dist.head.margins.psi import measured_line, narrow_margins
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.metrics_file import keep_steps_before
+from kappaface_dist.training.best_so_far import BestSoFar
+from kappaface_dist.training.metrics_file import keep_steps_before, read_metrics
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ logger = logging.getLogger("kappaface_dist")
 TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
 SPEED_NAMES = (
     *("images_per_second", "data_wait_share", "checkpoint_pause_seconds"),
-    *("slowest_rank", "slowest_rank_behind"),
+    *("slowest_rank", "slowest_rank_behind", "memory_bytes"),
 )
 
 
@@ -92,6 +93,7 @@ class Reporter:
     ):
         self._path = folder / "metrics.jsonl"
         keep_steps_before(self._path, first_step)
+        self._best = BestSoFar(read_metrics(self._path))
         self._file = self._path.open("a", encoding="utf-8")
         self._writer, self._board = None, folder / "tensorboard"
         if tensorboard:
@@ -139,8 +141,9 @@ class Reporter:
                 raise RuntimeError(f"{self._board} could not be written: {error}") from error
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
+        self._best.note(step, numbers)
         if line is not None:
-            logger.info(line)
+            logger.info("%s%s", line, self._best.behind(numbers))
 
     def tell_margins(self, step: int, numbers: dict[str, float]) -> None:
         """Once after each refresh say what the margins are made of, and warn where it is little.

@@ -17,6 +17,7 @@ from kappaface_dist.parallel.watchdog import Watchdog
 from kappaface_dist.training.build import Job, peak_lr
 from kappaface_dist.training.fit import check_corrupt_share
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
+from kappaface_dist.training.memory_peak import memory_peak
 from kappaface_dist.training.metrics import Meter, Reporter, log_line, report
 from kappaface_dist.training.optim import schedule_factor
 from kappaface_dist.training.pace import Pace
@@ -213,6 +214,7 @@ class Trainer:
             "epoch": self.state.position / self.job.catalog.num_images,
             "images_per_second": meter.images / seconds,
             **self.pace.compare(meter.waited, seconds),
+            **memory_peak(self.job.device),
             **self.job.head.summary(),
         }
         rank_1 = self.job.head.rank_one.take()

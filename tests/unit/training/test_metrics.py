@@ -213,3 +213,24 @@ def test_tensorboard_on_a_full_disk_is_a_sentence(tmp_path, monkeypatch, capsys,
         write_on()
     report.close()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_lines_end_with_the_best_so_far(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "kappaface_dist")
+    first = reporter(tmp_path)
+    first.write(5, {"loss": 3.0}, "step 5")
+    first.write(5, {"accuracy/lfw": 0.9, "accuracy/unseen": 0.6}, "step 5: lfw")
+    first.write(10, {"accuracy/lfw": 0.8, "accuracy/unseen": 0.7}, "step 10: lfw")
+    first.write(10, {"checkpoint_pause_seconds": 0.1}, "checkpoint")
+    first.close()
+    # A start after a stop knows what was before it, and no more: step 10 is done again.
+    second = reporter(tmp_path, first_step=5)
+    second.write(7, {"loss": 2.0}, "step 7")
+    second.close()
+    assert caplog.messages == [
+        "step 5",
+        "step 5: lfw  best lfw 90.00% at step 5, unseen 60.00% at step 5",
+        "step 10: lfw  best lfw 90.00% at step 5, unseen 70.00% at step 10",
+        "checkpoint",
+        "step 7  best lfw 90.00% at step 5, unseen 60.00% at step 5",
+    ]
