@@ -10,10 +10,7 @@ Shapes: I images of a file.
 """
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,7 @@ import numpy as np
 
 from kappaface_dist.data.sources.base import MAX_CLASSES
 from kappaface_dist.data.sources.class_names import read_class_names
-
-MAX_KEPT_BYTES = 1 << 28  # of row groups
+from kappaface_dist.data.sources.table_blocks import ArrowBlocks, ParquetBlocks, words_of
 
 
 class TableSource:
@@ -42,8 +38,8 @@ class TableSource:
             ) from error
         self._path = path
         try:
-            self._blocks: _ArrowBlocks | _ParquetBlocks = (
-                _ArrowBlocks(path) if path.suffix == ".arrow" else _ParquetBlocks(path)
+            self._blocks: ArrowBlocks | ParquetBlocks = (
+                ArrowBlocks(path) if path.suffix == ".arrow" else ParquetBlocks(path)
             )
             image, label = find_columns(self._blocks.schema, str(path))
             self._blocks.image = image
@@ -53,11 +49,15 @@ class TableSource:
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None):
                 raise  # of the disk, not of what pyarrow found in the file
-            raise ValueError(f"{path} is damaged ({_said(error)}): copy or rebuild it") from error
+            raise ValueError(
+                f"{path} is damaged ({words_of(error)}): copy or rebuild it"
+            ) from error
         if column.null_count:
             raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
         if len(column) == 0:
             raise ValueError(f"{path} has no row: rebuild it, or leave it out")
+        if len(column) != (rows := sum(self._blocks.num_rows)):
+            raise ValueError(f"{path} has {len(column)} labels for {rows} rows: copy or rebuild it")
         self.class_names: Sequence[str] | None
         self.named_by_text = _holds_text(column.type)
         if self.named_by_text:
@@ -167,77 +167,6 @@ def _holds_text(kind: Any) -> bool:
 
     names = ("is_string", "is_large_string", "is_string_view")
     return any(getattr(pa.types, name, lambda kind: False)(kind) for name in names)
-
-
-class _ArrowBlocks:
-    """The record batches of an Arrow file or stream, mapped into memory."""
-
-    image = ""
-
-    def __init__(self, path: Path):
-        import pyarrow as pa
-
-        mapped = pa.memory_map(str(path))
-        try:
-            self._table = pa.ipc.open_stream(mapped).read_all()
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            self._table = pa.ipc.open_file(mapped).read_all()
-        self.schema = self._table.schema
-        self.num_rows = [len(batch) for batch in self._table.to_batches()]
-
-    def labels(self, name: str) -> Any:
-        return self._table.column(name)
-
-    def column(self, block: int) -> Any:
-        return self._batches[block]
-
-    @cached_property
-    def _batches(self) -> list[Any]:
-        return [batch.column(self.image) for batch in self._table.to_batches()]
-
-
-class _ParquetBlocks:
-    """The row groups of a Parquet file, the last used of them in memory."""
-
-    image = ""
-
-    def __init__(self, path: Path):
-        import pyarrow.parquet as pq
-
-        self._path = path
-        self._file = pq.ParquetFile(path)
-        self.schema = self._file.schema_arrow
-        metadata = self._file.metadata
-        self.num_rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def labels(self, name: str) -> Any:
-        return self._file.read([name]).column(name)
-
-    def column(self, block: int) -> Any:
-        import pyarrow as pa
-
-        with self._lock:
-            if block not in self._kept:
-                try:
-                    group = self._file.read_row_group(block, [self.image], use_threads=False)
-                except (pa.ArrowException, OSError) as error:
-                    raise ValueError(f"row group {block} is damaged ({_said(error)})") from error
-                self._kept[block] = group.column(self.image).combine_chunks()
-                while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(block)
-            return self._kept[block]
-
-    def _size(self) -> int:
-        return sum(column.nbytes for column in self._kept.values())
-
-
-def _said(error: Exception) -> str:
-    """Of pyarrow's words; the lines below are about its source."""
-    return str(error).strip().partition("\n")[0]
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:

@@ -191,7 +191,7 @@ def test_tables(table, tmp_path, name):
 
 
 def test_many_threads_read_one_parquet_file(table, tmp_path, monkeypatch):
-    monkeypatch.setattr("kappaface_dist.data.sources.table_source.MAX_KEPT_BYTES", 1)
+    monkeypatch.setattr("kappaface_dist.data.sources.table_blocks.MAX_KEPT_BYTES", 1)
     catalog = open_catalog(write_table(table, tmp_path / "a.parquet"))
     wrong = []
 
