@@ -15,8 +15,9 @@ from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
 from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.build import build_job, derived_numbers
+from kappaface_dist.training.build import build_job
 from kappaface_dist.training.config_record import record_config
+from kappaface_dist.training.derived_numbers import derived_numbers
 from kappaface_dist.training.folder_lock import FolderLock
 from kappaface_dist.training.problem import with_margin_defaults
 from kappaface_dist.training.run_log import start_logging

@@ -102,6 +102,17 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Distill:
+    # the teacher: a run, a checkpoint or an export of ours, or InsightFace's .pth or .onnx
+    model: str | None = key(None, problem=True)
+    weight: float = key(1.0, above=0, problem=True)  # of its loss, beside the margin's
+    # cosine: 1 - cos to its embedding, of equal size; relation: the cosines of a rank's pairs
+    kind: str = key("cosine", choices=("cosine", "relation"), problem=True)
+    # false: the backbone learns from the teacher alone, and the centres follow it
+    margin_loss: bool = key(True, problem=True)
+
+
+@dataclass(frozen=True)
 class Optimizer:
     # for backbone and head, whose lamb is adamw; lamb is apex's
     name: str = key("sgd", choices=("sgd", "adamw", "lamb"))
@@ -159,6 +170,7 @@ class Config:
     head: Head = field(default_factory=Head)
     # name (those of head/margins/build.py), scale, and the margin's own keys
     margin: dict[str, Any] = key({"name": "kappaface"}, problem=True)
+    distill: Distill = field(default_factory=Distill)
     optimizer: Optimizer = field(default_factory=Optimizer)
     # the backbone's autocast
     precision: str = key("fp32", choices=("bf16", "fp16", "fp32"))

@@ -19,6 +19,7 @@ from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.planning.teacher import teacher_items
 from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
@@ -57,7 +58,8 @@ def step_images(config: Config, size: JobSize) -> int:
 
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
-    return backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    backbone = backbone_items(config, size.num_ranks) | teacher_items(config)
+    return backbone | head_items(config, size, device_type)
 
 
 def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:

@@ -11,6 +11,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
 from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
 from kappaface_dist.planning.step_time import Device, step_seconds
+from kappaface_dist.planning.teacher import teacher_flops
 from kappaface_dist.training.build import new_network
 
 # What the driver, NCCL's buffers, cuDNN's workspaces and the allocator's gaps leave of the memory.
@@ -63,7 +64,8 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
     memory = memory_items(config, size, device.kind)
     cost = network_cost(config)
     calls = planned_calls(config, size.num_ranks)
-    seconds = step_seconds(config, size, device, cost, memory, calls)
+    taught = teacher_flops(config)
+    seconds = step_seconds(config, size, device, cost, memory, calls, taught)
     usable = int(device.memory_bytes * USABLE_SHARE)
     global_batch = config.data.batch_size * size.num_ranks * config.optimizer.accumulate
     speed = global_batch / sum(seconds.values())

@@ -99,6 +99,7 @@ class _Phases:
             "activations": self.held["backbone_forward"],
             "backward_workspace": backward,
             "optimizer_workspace": self.peak["optimizer"],
+            **self._teacher_items(),
             **head_state_bytes(job.head),
             "logit_cache": self.cache_bytes,
             "held_embeddings": num_bytes(job.head.class_margins.held_tensors()),
@@ -106,6 +107,13 @@ class _Phases:
                 self.peak["head_forward"] - self.cache_bytes, self.peak["head_step"]
             ),
         }
+
+    def _teacher_items(self) -> dict[str, int]:
+        if self.job.distiller is None:
+            return {}
+        network = self.job.distiller.network
+        weights = num_bytes([*network.parameters(), *network.buffers()])
+        return {"teacher": weights, "teacher_activations": self.peak["teacher"]}
 
 
 def _peak_process_bytes(device: torch.device) -> int:

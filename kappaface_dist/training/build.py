@@ -1,7 +1,6 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
+from kappaface_dist.training.distillation import Distiller, build_distiller
 from kappaface_dist.training.fit import check_batch
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
@@ -27,11 +27,12 @@ from kappaface_dist.training.run_length import RunLength
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Learner:
     """What a training step needs, and changes.
 
     Attributes:
+        distiller: the teacher, where there is one.
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
         global_batch: images per optimizer step: of all ranks and micro-batches.
     """
@@ -44,9 +45,10 @@ class Learner:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     global_batch: int
+    distiller: Distiller | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job(Learner):
     """The parts of a run: what learns, its data, and what of both its checkpoints keep."""
 
@@ -74,6 +76,8 @@ def build_job(config: Config, device: torch.device) -> Job:
     learner = build_learner(config, catalog.count_C, device)
     check_batch(config, learner.network)
     problem = describe_problem(config, catalog)
+    if learner.distiller is not None:  # wherever its file lies
+        problem["distill.model"] = f"the weights {learner.distiller.facts['digest'][:16]}"
     return Job(**vars(learner), catalog=catalog, pair_sets=sets, loader=loader, problem=problem)
 
 
@@ -89,6 +93,7 @@ def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> 
         optimizer=new_optimizer(config, network),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         global_batch=global_batch(config),
+        distiller=build_distiller(config, device),
     )
 
 
@@ -221,30 +226,3 @@ def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> Par
         seed=config.run.seed,
         device=device,
     )
-
-
-def derived_numbers(job: Job) -> dict[str, Any]:
-    """What follows from the configuration, the data and the ranks: for --check and the log."""
-    parameters = sum(p.numel() for p in job.network.parameters())
-    state_bytes = sum(t.numel() * t.element_size() for t in job.head.sharded_state().values())
-    return {
-        "world_size": parallel.world_size(),
-        "device": str(job.device.type),
-        "classes": job.catalog.num_classes,
-        "images": job.catalog.num_images,
-        "left_out": dict(job.catalog.left_out.counts),
-        "images_per_class": f"{job.catalog.count_C.min()} to {job.catalog.count_C.max()}",
-        "classes_per_rank": [len(r) for r in parallel.gather_objects(job.head.classes)],
-        "global_batch": job.global_batch,
-        "steps": job.length.steps_left(0, 0),
-        "steps_per_epoch": round(job.catalog.num_images / job.global_batch, 1),
-        "peak_lr": peak_lr(job.config),
-        "backbone_parameters": parameters,
-        # Weights, gradients and optimizer state, fp32; activations come on top.
-        "backbone_megabytes": round(
-            parameters * 4 * (3 if job.config.optimizer.name == "sgd" else 4) / 1e6, 1
-        ),
-        "head_megabytes_per_rank": round(state_bytes / 1e6, 1),
-        "verification": {name: pairs.num_pairs for name, pairs in job.pair_sets.items()},
-        "settings": asdict(job.head.margin),
-    }

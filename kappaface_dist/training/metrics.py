@@ -25,7 +25,7 @@ from kappaface_dist.training.metrics_file import keep_steps_before
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
-TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
+TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1", "distill_loss")
 SPEED_NAMES = ("images_per_second", "data_wait_share", "checkpoint_pause_seconds")
 
 
@@ -176,8 +176,9 @@ def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
     """A log line for people, with the time left at the present speed."""
     seconds = int(images_left / numbers["images_per_second"])
     rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
+    taught = f"  teacher {numbers['distill_loss']:.3f}" if "distill_loss" in numbers else ""
     return (
-        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{rank_1}"
+        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{taught}{rank_1}"
         f"  lr {numbers['learning_rate']:.4f}  {numbers['images_per_second']:.0f} images/s"
         f"  data wait {numbers['data_wait_share']:.0%}  margin {numbers['margin_mean']:.3f}"
         f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"

@@ -209,6 +209,7 @@ class Trainer:
             "data_wait_share": waited,
             **self.job.head.summary(),
         }
+        numbers |= self.job.distiller.take() if self.job.distiller else {}
         rank_1 = self.job.head.rank_one.take()
         if rank_1 is not None:
             numbers["rank_1"] = rank_1

@@ -7,7 +7,8 @@ import torch
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.images import encode_jpeg
 from kappaface_dist.data.sources.recordio import RecordWriter
-from kappaface_dist.training.build import build_job, derived_numbers
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.derived_numbers import derived_numbers
 
 CPU = torch.device("cpu")
 
