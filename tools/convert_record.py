@@ -4,12 +4,14 @@ Examples:
   python tools/convert_record.py photos train.rec --repair
   python tools/convert_record.py train.rec shards/faces.tar --shards 64
   python tools/convert_record.py gaps.rec train.rec --renumber --drop-label=-1
+  python tools/convert_record.py train.rec clean.rec --clean runs/NAME/labels/labels.json
 """
 
 import sys
 from pathlib import Path
 
 from kappaface_dist import commands
+from kappaface_dist.data.prepare.clean import WRONG, clean_catalog
 from kappaface_dist.data.prepare.convert import convert
 from kappaface_dist.data.sources.catalog import open_catalog
 
@@ -39,6 +41,13 @@ def main() -> None:
         metavar="LABEL",
         help="leave out the images with this label, and renumber; may be given several times",
     )
+    parser.add_argument(
+        "--clean",
+        type=Path,
+        metavar="REPORT",
+        help="leave out the images and join the classes that a labels.json of label_report.py"
+        " lists, and renumber",
+    )
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
     args = parser.parse_args()
 
@@ -46,19 +55,27 @@ def main() -> None:
         args.data if len(args.data) > 1 else args.data[0],
         any_labels=args.renumber or bool(args.drop_label),
     )
+    drop_labels = list(args.drop_label)
+    if args.clean is not None:
+        cleaned = clean_catalog(catalog, args.clean)
+        catalog = cleaned.catalog
+        drop_labels += [WRONG] if cleaned.num_wrong else []
+        for joined, kept in cleaned.joined:
+            print(f"joined: class {joined} becomes part of class {kept}", file=sys.stderr)
     report = convert(
         catalog,
         args.out,
         shards=args.shards,
         repair=args.repair,
-        renumber=args.renumber,
-        drop_labels=args.drop_label,
+        renumber=args.renumber or args.clean is not None,
+        drop_labels=drop_labels,
         progress=commands.image_progress(),
     )
     for where, why in [*report.dropped, *report.left_out.listed]:
         print(f"left out: {where}: {why}", file=sys.stderr)
     for label, count in report.with_dropped_labels.items():
-        print(f"left out: {count} images with label {label}", file=sys.stderr)
+        reason = f"listed in {args.clean}" if label == WRONG else f"with label {label}"
+        print(f"left out: {count} images {reason}", file=sys.stderr)
     for number, (label, count) in enumerate(zip(report.label_of, report.count_C, strict=True)):
         if not count:
             print(f"class {number}, label {label} before, has no image left", file=sys.stderr)
@@ -75,7 +92,12 @@ def main() -> None:
             "num_images": report.num_images,
             "num_mended": report.num_mended,
             "dropped": [{"where": where, "reason": why} for where, why in report.dropped],
-            "dropped_labels": report.with_dropped_labels,
+            "dropped_labels": {
+                label: count
+                for label, count in report.with_dropped_labels.items()
+                if label != WRONG
+            },
+            "wrong_labels": report.with_dropped_labels.get(WRONG, 0),
             "left_out": dict(report.left_out.counts),
             "label_of_class": report.label_of,
         },
