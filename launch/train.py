@@ -15,6 +15,7 @@ from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
 from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.parallel.signals import code_after_stop
 from kappaface_dist.training.build import build_job
 from kappaface_dist.training.config_record import record_config
 from kappaface_dist.training.derived_numbers import derived_numbers
@@ -45,28 +46,31 @@ def main() -> None:
         return
     # The watchdog, which names the rank that hangs, comes first; the group ends what it cannot see.
     device = parallel.start(timeout_minutes=1.5 * config.run.timeout_minutes)
-    stopped = train(config, device, check=args.check)
+    told = train(config, device, check=args.check)
     parallel.stop()
-    # torchrun takes any other code than 0 for a crash, and would start the run again at once.
-    if stopped and "TORCHELASTIC_RUN_ID" not in os.environ:
-        sys.exit(config.run.stop_exit_code)
+    if told is not None:
+        sys.exit(code_after_stop(told, config.run.stop_exit_code))
 
 
-def train(config: Config, device: torch.device, *, check: bool) -> bool:
-    """Build the parts, fit, and write the report; whether a signal stopped it before its end."""
+def train(config: Config, device: torch.device, *, check: bool) -> bool | None:
+    """Build the parts, fit, and write the report.
+
+    Returns:
+        None at the end; where a signal stopped it before, whether one reached this rank's node.
+    """
     if check:
         numbers = derived_numbers(build_job(config, device))
         if parallel.rank() == 0:
             print(json.dumps(numbers, indent=2))
-        return False
+        return None
     first = parallel.rank() == 0
     lock = parallel.agree(lambda: FolderLock(config.folder) if first else None)
     with lock or nullcontext():
         return fit(config, device)
 
 
-def fit(config: Config, device: torch.device) -> bool:
-    """Go on in a folder that is this run's alone."""
+def fit(config: Config, device: torch.device) -> bool | None:
+    """Go on in a folder that is this run's alone; returns what `train` does."""
     first = parallel.rank() == 0
     parallel.agree(lambda: start_logging(config.folder if first else None))
     stop_file = config.folder / "stopped.json"
@@ -81,12 +85,12 @@ def fit(config: Config, device: torch.device) -> bool:
         if first:
             print(summary_table(summary))
             print(f"{config.folder} is finished: nothing left to do")
-        return False
+        return None
     if not trainer.fit():
         # For a job script, which sees only torchrun's exit code.
         stopped = {"step": trainer.state.step}
         parallel.agree(lambda: commands.write_json(str(stop_file), stopped) if first else None)
-        return True
+        return trainer.told
     summary = write_report(
         job,
         trainer.results,
@@ -101,7 +105,7 @@ def fit(config: Config, device: torch.device) -> bool:
         page = verification_page(config.folder)
         if page.is_file():
             print(f"report on the verification sets: {page}")
-    return False
+    return None
 
 
 def _last_summary(config: Config) -> dict[str, Any] | None:

@@ -143,6 +143,7 @@ EXCUSED = [
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
+    ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
     ("kappaface_dist/training/profiling.py", "*", "torch's profiler of a GPU"),
     ("kappaface_dist/training/trainer.py", "self.guard = *", "the guard that it makes is run"),
     ("kappaface_dist/training/data_parallel.py", "if device.type *", "refuses a CPU: unit tests"),
@@ -152,6 +153,10 @@ EXCUSED = [
     ("kappaface_dist/planning/gpu_*.py", "*", "checks a GPU that is there"),
     ("kappaface_dist/planning/rehearsal.py", "*", "asks a real GPU's allocator"),
     ("kappaface_dist/planning/step_time.py", "*", "arithmetic: integration/test_plan.py"),
+    ("kappaface_dist/planning/this_machine.py", "*", "asks the driver of this machine"),
+    ("kappaface_dist/planning/doctor.py", "*", "asks the driver of this machine"),
+    ("kappaface_dist/console.py", "*", "torch's own count of GPUs"),
+    ("kappaface_dist/training/memory_peak.py", "*", "asks a real GPU's allocator"),
     ("tools/*.py", "*", "the command line of a machine with a GPU"),
 ]
 
