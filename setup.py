@@ -24,6 +24,8 @@ EXTRAS = {
     # CUDA builds of torch bring the Triton that fits them; this is for the interpreter in tests.
     "triton": ["triton>=3.2; platform_system=='Linux'"],
     "docs": ["pdoc>=15.0"],
+    # Its torchvision must be built for the installed torch, so it is not part of dev.
+    "timm": ["timm>=1.0.31"],
     "export": ["onnx>=1.18", "onnxruntime>=1.23", "onnxscript>=0.5"],
 }
 

@@ -5,12 +5,14 @@ Examples:
   python tools/convert_record.py train.rec shards/faces.tar --shards 64
   python tools/convert_record.py gaps.rec train.rec --renumber --drop-label=-1
   python tools/convert_record.py train.rec clean.rec --drop overlap/drop_train.tsv
+  python tools/convert_record.py train.rec clean.rec --clean runs/NAME/labels/labels.json
 """
 
 import sys
 from pathlib import Path
 
 from kappaface_dist import commands
+from kappaface_dist.data.prepare.clean import WRONG, clean_catalog
 from kappaface_dist.data.prepare.convert import convert
 from kappaface_dist.data.prepare.drop_list import read_drop_list
 from kappaface_dist.data.sources.catalog import open_catalog
@@ -47,20 +49,36 @@ def main() -> None:
         metavar="FILE",
         help="leave out the classes that a list of find_overlap.py names, and renumber",
     )
+    parser.add_argument(
+        "--clean",
+        type=Path,
+        metavar="REPORT",
+        help="leave out the images and join the classes that a labels.json of label_report.py"
+        " lists, and renumber",
+    )
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
     args = parser.parse_args()
-    drop_labels = [*args.drop_label, *(read_drop_list(args.drop) if args.drop else [])]
+    if args.drop and args.clean:
+        parser.error("--drop and --clean: one at a time, as a class that --clean joins is no more")
+    listed = set(read_drop_list(args.drop) if args.drop else []) - set(args.drop_label)
+    drop_labels = [*args.drop_label, *sorted(listed)]
 
     catalog = open_catalog(
         args.data if len(args.data) > 1 else args.data[0],
         any_labels=args.renumber or bool(drop_labels),
     )
+    if args.clean is not None:
+        cleaned = clean_catalog(catalog, args.clean)
+        catalog = cleaned.catalog
+        drop_labels += [WRONG] if cleaned.num_wrong else []
+        for joined, kept in cleaned.joined:
+            print(f"joined: class {joined} becomes part of class {kept}", file=sys.stderr)
     report = convert(
         catalog,
         args.out,
         shards=args.shards,
         repair=args.repair,
-        renumber=args.renumber,
+        renumber=args.renumber or args.clean is not None,
         drop_labels=list(dict.fromkeys(drop_labels)),
         progress=commands.image_progress(),
     )
@@ -70,9 +88,11 @@ def main() -> None:
         count = report.with_dropped_labels[label]
         print(f"left out: {count} images with label {label}", file=sys.stderr)
     if args.drop:
-        listed = set(drop_labels) - set(args.drop_label)
         count = sum(report.with_dropped_labels[label] for label in listed)
         print(f"left out: {count} images of {len(listed)} classes in {args.drop}", file=sys.stderr)
+    if args.clean and WRONG in report.with_dropped_labels:
+        count = report.with_dropped_labels[WRONG]
+        print(f"left out: {count} images listed in {args.clean}", file=sys.stderr)
     for number, (label, count) in enumerate(zip(report.label_of, report.count_C, strict=True)):
         if not count:
             print(f"class {number}, label {label} before, has no image left", file=sys.stderr)
@@ -89,7 +109,12 @@ def main() -> None:
             "num_images": report.num_images,
             "num_mended": report.num_mended,
             "dropped": [{"where": where, "reason": why} for where, why in report.dropped],
-            "dropped_labels": report.with_dropped_labels,
+            "dropped_labels": {
+                label: count
+                for label, count in report.with_dropped_labels.items()
+                if label != WRONG
+            },
+            "wrong_labels": report.with_dropped_labels.get(WRONG, 0),
             "left_out": dict(report.left_out.counts),
             "label_of_class": report.label_of,
         },

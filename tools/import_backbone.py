@@ -1,9 +1,11 @@
-"""Take over a published InsightFace backbone (.pth), or one of arcface_torch's checkpoints.
+"""Take over a published InsightFace backbone (.pth), one of arcface_torch's checkpoints, or timm's.
 
     python tools/import_backbone.py backbone.pth r50.safetensors
+    python tools/import_backbone.py resnet18.pth start.safetensors --name timm/resnet18 --partial
 
 The result starts a training (backbone.init=r50.safetensors) or goes to evaluate.py and export.py.
-Which backbone it is follows from its tensors. Nothing in the file is run.
+Which backbone it is follows from its tensors, unless it is one of timm's, whose classifier is left
+behind. Nothing in the file is run.
 """
 
 from kappaface_dist.backbones import BACKBONES
@@ -16,7 +18,11 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="backbone.pth, or checkpoint_gpu_0.pt")
     parser.add_argument("out", metavar="OUT.safetensors")
-    parser.add_argument("--name", choices=BACKBONES, help="default: found by the tensors")
+    parser.add_argument(
+        "--name",
+        metavar="NAME",
+        help=f"{', '.join(BACKBONES)}, or timm/NAME; default: found by the tensors",
+    )
     parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
     parser.add_argument(
         "--partial", action="store_true", help="write even if tensors are not matched"

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from kappaface_dist.backbones import iresnet, mobilefacenet, vit
+from kappaface_dist.backbones import iresnet, mobilefacenet, timm_networks, vit
 from kappaface_dist.backbones.layers import NUM_STAGES
 
 TINY = ("tiny", "tiny_gn")
@@ -29,12 +29,12 @@ def build_backbone(
     Args:
         name: r18, r34, r50, r100, r200 (InsightFace's iResNets), mbf, mbf_large (MobileFaceNets),
             vit_t, vit_s, vit_b, vit_l, or for CPUs and tests tiny and tiny_gn, whose steps do not
-            depend on the number of ranks (GroupNorm).
+            depend on the number of ranks (GroupNorm); or timm/NAME, any image network of timm.
         embedding_size: D, numbers per embedding.
         image_size: H = W in pixels, at least 16 (transformers: 9).
         checkpointing: recompute activations in the backward pass instead of keeping them: for all
             four stages (True) or for the numbered ones, 1 being the first and largest; a
-            transformer's stages are quarters of its blocks.
+            transformer's stages are quarters of its blocks; timm's networks know all or none.
         depths: blocks of the four stages (a transformer has one number); None: the name's.
         widths: channels of the four stages (a transformer has one number); None: the name's.
         drop_path: rate at which the last block's residual branch is left out per image, rising
@@ -45,13 +45,16 @@ def build_backbone(
 
     Raises:
         ValueError: an unknown name, or a setting out of range.
+        RuntimeError: a network of timm, which is not installed.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"backbone.name is {name!r}, expected one of {', '.join(BACKBONES)}")
+    from_timm = name.startswith(timm_networks.PREFIX)
+    if name not in BACKBONES and not from_timm:
+        known = ", ".join(BACKBONES)
+        raise ValueError(f"backbone.name is {name!r}, expected one of {known}, or timm/NAME")
     if embedding_size < 1:
         raise ValueError(f"backbone.embedding_size is {embedding_size}, expected 1 or more")
     smallest = vit.PATCH_SIZE if name in vit.SHAPES else iresnet.REDUCTION
-    if image_size < smallest:
+    if image_size < smallest and not from_timm:
         raise ValueError(
             f"data.image_size is {image_size}, and {name} needs {smallest} pixels or more"
         )
@@ -60,18 +63,22 @@ def build_backbone(
     for key, rate in (("drop_path", drop_path), ("dropout", dropout), ("mask_ratio", mask_ratio)):
         if rate is not None and not 0.0 <= rate < 1.0:
             raise ValueError(f"backbone.{key} is {rate}, expected a share from 0 to below 1")
+    if mask_ratio and name not in vit.SHAPES:
+        raise ValueError(
+            f"backbone.mask_ratio is {mask_ratio}, but {name} has no patches: leave it unset"
+        )
     settings: dict[str, Any] = {
         "embedding_size": embedding_size,
         "image_size": image_size,
         "dropout": dropout,
-        "checkpointed_stages": _stages(checkpointing),
     }
+    if from_timm:
+        return timm_networks.build(
+            name, drop_path=drop_path, checkpointing=checkpointing, **settings
+        )
+    settings["checkpointed_stages"] = _stages(checkpointing)
     if name in vit.SHAPES:
         return vit.build(name, depths, widths, drop_path, mask_ratio, **settings)
-    if mask_ratio:
-        raise ValueError(
-            f"backbone.mask_ratio is {mask_ratio}, but {name} has no patches: leave it unset"
-        )
     settings["drop_path"] = drop_path or 0.0
     if name in mobilefacenet.DEPTHS:
         return mobilefacenet.build(name, depths, widths, **settings)
@@ -94,6 +101,10 @@ def _stages(checkpointing: bool | Sequence[int]) -> tuple[int, ...]:
 def _check_shape(key: str, name: str, numbers: Sequence[int] | None) -> None:
     if numbers is None:
         return
+    if name.startswith(timm_networks.PREFIX):
+        raise ValueError(
+            f"backbone.{key} is {list(numbers)}, and {name} has {key} of its own: leave it unset"
+        )
     expected = 1 if name in vit.SHAPES else NUM_STAGES
     if len(numbers) != expected or min(numbers) < 1:
         raise ValueError(

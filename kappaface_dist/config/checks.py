@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kappaface_dist.config.keys import Config
+from kappaface_dist.config.keys import Config, Distill
 from kappaface_dist.config.rules import all_keys, check_value, shown
 
 RULES = dict(all_keys(Config))
@@ -96,6 +96,15 @@ def _check_optimizer(config: Config) -> None:
 def _check_model(config: Config) -> None:
     if config.head.identity_map is not None and config.head.init is None:
         raise ValueError("head.identity_map is set, but head.init, the earlier run, is not")
+    distill = config.distill
+    if distill.model is None and distill != Distill():
+        raise ValueError(
+            "distill is set, but distill.model, the teacher, is not: name it, or leave out the rest"
+        )
+    if distill.kind == "relation" and config.data.batch_size == 1:
+        raise ValueError(
+            "distill.kind is relation, and data.batch_size is 1, which has no pairs: raise it"
+        )
     for name in config.run.accept_changes:
         ours = any(f"{known}.".startswith(f"{name}.") for known in PROBLEM)
         if not ours and not name.startswith("margin."):

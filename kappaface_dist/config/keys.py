@@ -57,7 +57,8 @@ class Data:
 @dataclass(frozen=True)
 class Backbone:
     # r18 | r34 | r50 | r100 | r200 | mbf | mbf_large | vit_t | vit_s | vit_b | vit_l
-    name: str = key("r50", problem=True)  # or for CPUs tiny | tiny_gn
+    # or for CPUs tiny | tiny_gn; or any of timm's image networks: timm/NAME
+    name: str = key("r50", problem=True)
     embedding_size: int = key(512, at_least=1, at_most=65536, problem=True)
     # blocks of each stage (vit: one number); null: the name's
     depths: list[int] | None = key(None, at_least=1, at_most=1000, problem=True)
@@ -68,7 +69,8 @@ class Backbone:
     dropout: float = key(0.0, at_least=0, below=1)
     # vit: share of the patches left out; null: the name's
     mask_ratio: float | None = key(None, at_least=0, below=1)
-    # Recompute activations in the backward pass, less memory: true, false, or stages as [1, 2]
+    # Recompute activations in the backward pass, less memory: true, false, or stages as [1, 2];
+    # timm's know all or none
     checkpointing: bool | list[int] = key(False, at_least=1, at_most=4)
     channels_last: bool = False  # memory format of images and convolutions
     # By torch.compile, minutes at the start: true, false, or its mode: reduce-overhead (CUDA graphs
@@ -103,6 +105,17 @@ class Head:
     fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
+
+
+@dataclass(frozen=True)
+class Distill:
+    # the teacher: a run, a checkpoint or an export of ours, or InsightFace's .pth or .onnx
+    model: str | None = key(None, problem=True)
+    weight: float = key(1.0, above=0, problem=True)  # of its loss, beside the margin's
+    # cosine: 1 - cos to its embedding, of equal size; relation: the cosines of a rank's pairs
+    kind: str = key("cosine", choices=("cosine", "relation"), problem=True)
+    # false: the backbone learns from the teacher alone, and the centres follow it
+    margin_loss: bool = key(True, problem=True)
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,7 @@ class Config:
     head: Head = field(default_factory=Head)
     # name (those of head/margins/build.py), scale, and the margin's own keys
     margin: dict[str, Any] = key({"name": "kappaface"}, problem=True)
+    distill: Distill = field(default_factory=Distill)
     optimizer: Optimizer = field(default_factory=Optimizer)
     # the backbone's autocast
     precision: str = key("fp32", choices=("bf16", "fp16", "fp32"))

@@ -1,6 +1,7 @@
 """Published InsightFace backbones (.pth) and those of arcface_torch's own checkpoints, taken over.
 
-Their r18..r200, mbf and mbf_large have the names and shapes of ours.
+Their r18..r200, mbf and mbf_large have the names and shapes of ours. So are timm's weights, whose
+classifier stays behind.
 """
 
 import os
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from kappaface_dist.backbones import BACKBONES, build_backbone
+from kappaface_dist.backbones.timm_networks import PREFIX
 from kappaface_dist.models.export import BackboneSettings
 from kappaface_dist.models.published import COUNTER, read_published
+
+DEFAULT_EMBEDDING_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def import_backbone(
     """Build the network of a .pth file and fill it; what does not match keeps its initial values.
 
     Args:
-        name: which backbone; found by the names and shapes of its tensors if not given.
+        name: which backbone; found by the names and shapes of its tensors if not given, unless it
+            is one of timm's.
         image_size: that the network was trained with, in pixels.
 
     Raises:
@@ -60,6 +65,9 @@ def import_backbone(
         raise ValueError(f"{path} has {len(tensors)} tensors and no normalisation among them")
     # Every backbone ends with the normalisation of its embedding.
     embedding_size = len(vectors[-1])
+    if name is not None and name.startswith(PREFIX) and "features.weight" not in tensors:
+        embedding_size = DEFAULT_EMBEDDING_SIZE  # timm's own, which has none
+        tensors = {f"trunk.{key}": tensor for key, tensor in tensors.items()}
     if name is None:
         name = _guess(path, tensors, embedding_size, image_size)
     settings = BackboneSettings(name, embedding_size, image_size)

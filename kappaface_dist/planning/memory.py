@@ -21,6 +21,7 @@ from kappaface_dist.planning.collectives import bytes_of_marks
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
+from kappaface_dist.planning.teacher import teacher_items
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128
@@ -61,7 +62,7 @@ def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dic
     items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
     if config.margin.get("source") == "encoder":
         items["momentum_encoder"] = items["backbone_parameters"]
-    return items
+    return items | teacher_items(config)
 
 
 def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int]:

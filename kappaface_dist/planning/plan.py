@@ -13,6 +13,7 @@ from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
 from kappaface_dist.planning.host_memory import HostMemory, host_memory
 from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
 from kappaface_dist.planning.step_time import Device, step_seconds
+from kappaface_dist.planning.teacher import teacher_flops
 from kappaface_dist.training.build import new_network
 
 # What the driver, NCCL's buffers, cuDNN's workspaces and the allocator's gaps leave of the memory.
@@ -86,7 +87,7 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
     operations = operation_bytes(config, size)
     cost = network_cost(config)
     calls = planned_calls(config, size.num_ranks)
-    seconds = step_seconds(config, size, device, cost, memory, calls)
+    seconds = step_seconds(config, size, device, cost, memory, calls, teacher_flops(config))
     usable = usable_bytes(device)
     between = max(operations.values()) / size.classes_per_rank
     largest = largest_num_classes(bytes_per_class(config, size.num_ranks), memory, between, usable)

@@ -118,6 +118,7 @@ class _Phases:
             "activations": self.held["backbone_forward"],
             "backward_workspace": backward,
             "optimizer_workspace": self.peak["optimizer"],
+            **self._teacher_items(),
             **head_state_bytes(job.head),
             "logit_cache": self.cache_bytes,
             "held_embeddings": seen,
@@ -131,6 +132,13 @@ class _Phases:
         if (encoder := self.job.encoder) is not None:
             found["momentum_encoder"] = num_bytes([*encoder.parameters(), *encoder.buffers()])
         return found
+
+    def _teacher_items(self) -> dict[str, int]:
+        if self.job.distiller is None:
+            return {}
+        network = self.job.distiller.network
+        weights = num_bytes([*network.parameters(), *network.buffers()])
+        return {"teacher": weights, "teacher_activations": self.peak["teacher"]}
 
 
 def _peak_process_bytes(device: torch.device) -> int:

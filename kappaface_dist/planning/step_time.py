@@ -87,16 +87,22 @@ def step_seconds(
     cost: Cost,
     memory: Mapping[str, int],
     calls: list[PlannedCall],
+    teacher_flops: int = 0,
 ) -> dict[str, float]:
-    """Seconds by item; communication and data only as far as nothing else hides them."""
+    """Seconds by item; communication and data only as far as nothing else hides them.
+
+    Args:
+        teacher_flops: of the teacher's forward pass for an image.
+    """
     accumulate, cached = config.optimizer.accumulate, config.optimizer.cache_embeddings
     images = config.data.batch_size * accumulate
     repeats = backbone_repeats(config)
+    rate = PRODUCT_SHARE * (device.flops if config.precision == "fp32" else device.half_flops)
+    rate = device.backbone_flops or rate
     if device.backbone_flops:
-        backbone = images * cost.training_flops * repeats / device.backbone_flops
+        backbone = images * cost.training_flops * repeats / rate
     else:
-        rate = device.flops if config.precision == "fp32" else device.half_flops
-        products = images * cost.training_flops * repeats / (PRODUCT_SHARE * rate)
+        products = images * cost.training_flops * repeats / rate
         traffic = memory["activations"] * accumulate * PASSES_OVER_ACTIVATIONS
         backbone = products + traffic / device.memory_bandwidth
     head = head_seconds(config, size, device) * (1 if cached else accumulate)
@@ -120,6 +126,8 @@ def step_seconds(
         "optimizer": updated / (device.optimizer_bytes or device.memory_bandwidth),
         "communication": sum(communication) - hidden,
     }
+    if teacher_flops:
+        seconds["teacher"] = images * teacher_flops / rate
     return seconds | {"data_wait": max(images / device.decoded_images - sum(seconds.values()), 0.0)}
 
 

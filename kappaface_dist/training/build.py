@@ -18,6 +18,7 @@ from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
+from kappaface_dist.training.distillation import Distiller, build_distiller
 from kappaface_dist.training.encoder import momentum_encoder
 from kappaface_dist.training.fit import check_batch, open_data
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
@@ -27,11 +28,12 @@ from kappaface_dist.training.run_length import RunLength
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Learner:
     """What a training step needs, and changes.
 
     Attributes:
+        distiller: the teacher, where there is one.
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
         encoder: whose embeddings the class statistics take, if not the network's own.
         global_batch: images per optimizer step: of all ranks and micro-batches.
@@ -46,9 +48,10 @@ class Learner:
     scaler: torch.amp.GradScaler
     encoder: nn.Module | None
     global_batch: int
+    distiller: Distiller | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job(Learner):
     """The parts of a run: what learns, its data, and what of both its checkpoints keep."""
 
@@ -75,6 +78,8 @@ def build_job(config: Config, device: torch.device) -> Job:
     learner = build_learner(config, catalog.count_C, device)
     check_batch(config, learner.network)
     problem = describe_problem(config, catalog)
+    if learner.distiller is not None:  # wherever its file lies
+        problem["distill.model"] = f"the weights {learner.distiller.facts['digest'][:16]}"
     return Job(**vars(learner), catalog=catalog, pair_sets=sets, loader=loader, problem=problem)
 
 
@@ -92,6 +97,7 @@ def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> 
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         encoder=momentum_encoder(network, head.margin),
         global_batch=global_batch(config),
+        distiller=build_distiller(config, device),
     )
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kappaface_dist.backbones import timm_networks
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -23,6 +24,8 @@ def with_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
             f"backbone.sync_batchnorm is true, but the device is {device.type} and torch has it on"
             " GPUs only: set it to false, or use tiny_gn, which needs no statistics"
         )
+    if isinstance(network, timm_networks.TimmNetwork):
+        return timm_networks.with_sync_batchnorm(network)
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 

@@ -34,4 +34,5 @@ def derived_numbers(job: Job) -> dict[str, Any]:
         "head_megabytes_per_rank": round(state_bytes / 1e6, 1),
         "verification": {name: pairs.num_pairs for name, pairs in job.pair_sets.items()},
         "settings": asdict(job.head.margin),
+        **({} if job.distiller is None else {"teacher": job.distiller.facts}),
     }

@@ -27,7 +27,7 @@ from kappaface_dist.training.metrics_file import keep_steps_before, read_metrics
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
-TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
+TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1", "distill_loss")
 SPEED_NAMES = (
     *("images_per_second", "data_wait_share", "checkpoint_pause_seconds"),
     *("slowest_rank", "slowest_rank_behind", "memory_bytes"),
@@ -196,8 +196,9 @@ def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
         ranks = f"  slowest rank {numbers['slowest_rank']:.0f}"
         ranks += f" ({numbers['slowest_rank_behind']:+.0%})"
     rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
+    taught = f"  teacher {numbers['distill_loss']:.3f}" if "distill_loss" in numbers else ""
     return (
-        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{rank_1}"
+        f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{taught}{rank_1}"
         f"  lr {numbers['learning_rate']:.4f}  {numbers['images_per_second']:.0f} images/s"
         f"  data wait {numbers['data_wait_share']:.0%}{ranks}  margin {numbers['margin_mean']:.3f}"
         f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"

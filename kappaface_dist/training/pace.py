@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from kappaface_dist.parallel import ranks as parallel
 
-OWN = ("backbone_forward", "head_step", "optimizer")
+OWN = ("backbone_forward", "teacher", "head_step", "optimizer")
 BEHIND = 0.2  # of the others' own work, from which on a rank is slow
 LONG = 10  # log lines one after another in which it is
 

@@ -30,8 +30,8 @@ Phase = Callable[[str], AbstractContextManager]
 # Takes a loss, and the micro-batches that the head has seen in the step.
 Check = Callable[[torch.Tensor, Sequence[Batch]], None]
 PHASES = (
-    *("backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer"),
-    "encoder",
+    *("backbone_forward", "teacher", "encoder", "head_forward"),
+    *("backward", "head_step", "exchange", "optimizer"),
 )
 
 
@@ -150,13 +150,8 @@ class _Step:
         frozen: bool,
         epoch: int,
     ):
-        self.learner, self.batches, self.seed, self.check, self.phase = (
-            learner,
-            batches,
-            seed,
-            check,
-            phase,
-        )
+        self.learner, self.batches, self.seed = learner, batches, seed
+        self.check, self.phase = check, phase
         self.frozen, self.epoch = frozen, epoch
 
     def accumulated(self) -> torch.Tensor:
@@ -167,10 +162,12 @@ class _Step:
                 self.learner.head.announce(torch.cat([batch.label_B for batch in self.batches]))
         for number, batch in enumerate(self.batches):
             with self._sync(number):
-                loss = self._head(self._embed(number), [batch], number + 1)
+                embedding_BD = self._embed(number)
+                loss = self._head(self._for_head(embedding_BD), [batch], number + 1)
                 loss = loss / len(self.batches)
+                taught = self._taught(embedding_BD, number)
                 with self.phase("backward"):
-                    self.learner.scaler.scale(loss).backward()
+                    self.learner.scaler.scale(loss + taught).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
@@ -188,9 +185,27 @@ class _Step:
         for number, gradient_BD in enumerate(gradients):
             with self._sync(number):
                 embedding_BD = self._embed(number)
+                taught = self.learner.scaler.scale(self._taught(embedding_BD, number))
+                # Its gradient is gradient_BD, exactly, which is scaled already.
+                from_head = (self._for_head(embedding_BD) * gradient_BD).sum()
                 with self.phase("backward"):
-                    embedding_BD.backward(gradient_BD)
+                    (from_head + taught).backward()
         return loss.detach()
+
+    def _for_head(self, embedding_BD: torch.Tensor) -> torch.Tensor:
+        """What the head sees; without the margin's loss the backbone gets no gradient of it."""
+        if self.learner.config.distill.margin_loss:
+            return embedding_BD
+        return embedding_BD.detach().requires_grad_()
+
+    def _taught(self, embedding_BD: torch.Tensor, number: int) -> torch.Tensor:
+        """The teacher's part of the step's loss, for a micro-batch."""
+        distiller = self.learner.distiller
+        if distiller is None or self.frozen:
+            return embedding_BD.new_zeros(())
+        with self.phase("teacher"):
+            loss = distiller.loss(embedding_BD, self.batches[number].image_B3HW)
+        return loss * (self.learner.config.distill.weight / len(self.batches))
 
     def _embed(self, number: int) -> torch.Tensor:
         """Embeddings of a micro-batch, with the same random choices every time."""

@@ -217,6 +217,7 @@ class Trainer:
             **memory_peak(self.job.device),
             **self.job.head.summary(),
         }
+        numbers |= self.job.distiller.take() if self.job.distiller else {}
         rank_1 = self.job.head.rank_one.take()
         if rank_1 is not None:
             numbers["rank_1"] = rank_1
