@@ -50,6 +50,7 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
                 f" {[head.num_classes, *tensor.shape[1:]]}: its margin, optimizer and embedding"
                 " size must be the same"
             )
+    checkpoint.say_conversions(folder, state)
     num_old = stored[f"{PREFIX}weight"][0]
     old_class_C = parallel.agree(lambda: _old_classes(identity_map, num_old, head.num_classes))
     old_class_K = torch.from_numpy(old_class_C[head.classes.start : head.classes.stop])
@@ -104,5 +105,5 @@ def _take_rows(
             old_R = old_class_K[first : first + TAKEN_ROWS] - start
             here = ((old_R >= 0) & (old_R < len(piece_LX))).nonzero()[:, 0]
             if len(here):
-                rows = piece_LX[old_R[here]].to(tensor_KX.device)
+                rows = piece_LX[old_R[here]].to(tensor_KX.device, tensor_KX.dtype)
                 tensor_KX[(here + first).to(tensor_KX.device)] = rows

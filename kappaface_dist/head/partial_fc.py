@@ -16,6 +16,7 @@ from kappaface_dist.head.checks import batch_evidence, check_images, check_label
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.micro_batches import MicroBatches, observe
+from kappaface_dist.head.rounding import Rounding
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
 from kappaface_dist.head.softmax.gathered import GlobalBatch, gather_batch
@@ -32,9 +33,10 @@ from kappaface_dist.parallel import ranks as parallel
 class PartialFC(torch.nn.Module):
     """The margin softmax over all classes, each rank holding the centres of its own.
 
-    `README.md` beside this file shows its use and its three collectives. All ranks hand in equally
-    many images; constructing, calling, `refresh` and `end_epoch` are collective. The gradient that
-    is handed back is multiplied by N: DDP averages over ranks, and the loss is a global mean.
+    `README.md` beside this file shows its use and its collectives. All ranks hand in equally many
+    images; constructing, calling, `refresh` and `end_epoch` are collective. The gradient that is
+    handed back is multiplied by N: DDP averages over ranks, and the loss is a global mean.
+    `softmax`, its settings, may be replaced between steps.
 
     Args:
         num_classes, embedding_size: C, over all ranks, and D.
@@ -42,20 +44,17 @@ class PartialFC(torch.nn.Module):
         images_per_class: images of every class in the dataset [C], for KappaFace; None: unknown.
         sample_rate: share of the shard's classes used as negatives in each step; 1 is exact.
         optimizer: how `step` updates the centres.
-        dtype: of the operands of the matrix products: float32 or bfloat16 (centres are then held in
-            float32), or float64 for everything.
+        dtype: of the operands of the products: float32 or bfloat16, or float64 for everything.
+        centre_dtype: of the centres between steps; bfloat16: rounded stochastically; None: float32.
         logit_cache_bytes: how much of the first pass's result the second may use again, kept in
             bf16, over all micro-batches of a step; the rest is computed twice.
-        filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
-            images of the target's person under another label; None: none.
-        split_centres: hold the centres as halves, the upper one the operand of bf16 products
+        filter_threshold: negatives with a cosine above it are left out of the loss; None: none.
+        split_centres: hold fp32 centres as halves, the upper one the operand of bf16 products
             (`softmax/rows.py`), in order for whoever asks; None: with bfloat16 on a GPU.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
-        skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
-            as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
+        skip_mass: share of the negatives' mass that `step` may leave out (`softmax/negligible.py`).
         fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
-        seed: the initial centre of a class depends on (seed, class) alone.
-        device: where the shard lives.
+        seed, device: of the initial centres, which depend on (seed, class) alone; of the shard.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class PartialFC(torch.nn.Module):
         sample_rate: float = 1.0,
         optimizer: RowOptimizer | None = None,
         dtype: torch.dtype = torch.float32,
+        centre_dtype: torch.dtype | None = None,
         logit_cache_bytes: int = 0,
         filter_threshold: float | None = None,
         split_centres: bool | None = None,
@@ -85,6 +85,7 @@ class PartialFC(torch.nn.Module):
             largest_cosine=self.margin.largest_cosine,
             sample_rate=sample_rate,
             dtype=dtype,
+            centre_dtype=centre_dtype,
             logit_cache_bytes=logit_cache_bytes,
             filter_threshold=filter_threshold,
             split_centres=split_centres,
@@ -98,20 +99,21 @@ class PartialFC(torch.nn.Module):
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
+        kept_dtype = centre_dtype or self.state_dtype
+        weight_KD = initial_centres(self.classes, embedding_size, seed, kept_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
         self._centres = Centres(weight_KD, split=self.softmax.splits_centres(device))
         self.class_margins = ClassMargins(
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
-        self._batches = MicroBatches(self._centres, self.classes, sample_rate, seed)
+        self._batches = MicroBatches(self._centres, self.classes, seed)
         self._last: GlobalBatch | None = None  # the batch just seen
         self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
     @property
     def weight_KD(self) -> torch.Tensor:
-        """The raw centres of this shard; put in order first if they are split."""
+        """The raw centres of this shard as they are kept; put in order first if they are split."""
         return self._centres.plain()
 
     def forward(
@@ -135,12 +137,12 @@ class PartialFC(torch.nn.Module):
         with torch.no_grad():
             if learning and not self._batches.num_seen:
                 self.class_margins.start_step()
-            dtype, classes = self.softmax.dtype, self.classes
+            dtype, rate, classes = self.softmax.dtype, self.softmax.sample_rate, self.classes
             batch = gather_batch(unit_BD, label_B, norm_B, epoch_B, dtype, classes)
             self._last, label_G = batch, batch.label_G
             if self.refuses_labels:
                 check_labels(label_G, self.num_classes)
-            rows, column_G, announced_G = self._batches.rows(label_G, learning=learning)
+            rows, column_G, announced_G = self._batches.rows(label_G, rate, learning=learning)
             room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
             result = first_pass(
                 batch,
@@ -162,15 +164,14 @@ class PartialFC(torch.nn.Module):
 
     def announce(self, label_X: torch.Tensor) -> None:
         """Draw one sample for all losses of a step, from their labels in order. Collective."""
-        self._batches.announce(label_X)
+        self._batches.announce(label_X, self.softmax.sample_rate)
 
     @torch.no_grad()
     def step(
         self, lr: float, *, loss_scale: torch.Tensor | float = 1.0, skip: torch.Tensor | None = None
     ) -> None:
-        """Second pass: the gradient and the update of this shard's centres, chunk by chunk.
-
-        Covers every loss that was differentiated since the last step.
+        """Second pass, for all losses differentiated since the last one: gradient and update
+        of this shard's centres, chunk by chunk.
 
         Args:
             loss_scale: what the loss was multiplied with before backward().
@@ -180,7 +181,8 @@ class PartialFC(torch.nn.Module):
         for batch in batches:
             self.skipped.add(batch.tiles)
         self._centres.arrange()
-        update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
+        rounding = Rounding.of_step(self.seed, self.num_steps, self.classes.start)
+        update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip, rounding)
         observe(self.margin, self.class_margins.state, batches, skip)
         self.discard()
         self.num_steps += 1
@@ -242,9 +244,7 @@ class PartialFC(torch.nn.Module):
 
     @torch.no_grad()
     def batch_evidence(self) -> torch.Tensor:
-        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`.
-
-        To be asked for before `step`. Nothing waits for the device; all ranks get the same.
-        """
+        """What is wrong with the batch just seen, before `step`: the numbers of a
+        `checks.BatchEvidence`, on all ranks. Nothing waits for the device."""
         assert self._last is not None, "head.batch_evidence() without a batch since the last step"
         return batch_evidence(self._last.embedding_GD, self._last.label_G, self.num_classes)

@@ -120,6 +120,9 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
         candidates["precision=bf16"] = dataclasses.replace(config, precision="bf16")
     if config.optimizer.name == "sgd":
         candidates["head.momentum_dtype=bf16"] = changed("head", momentum_dtype="bf16")
+        for dtype in ("bf16", "none"):
+            text = f"head.centre_dtype=bf16 head.momentum_dtype={dtype}"
+            candidates[text] = changed("head", centre_dtype="bf16", momentum_dtype=dtype)
     else:
         candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
     if config.head.logit_cache_bytes:

@@ -11,8 +11,10 @@ a batch, only where they are accumulated):
   goes over its centres once instead of k times.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch.profiler import record_function
@@ -24,6 +26,7 @@ from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 
+logger = logging.getLogger(__name__)
 Phase = Callable[[str], AbstractContextManager]
 # Takes a loss, and the micro-batches that the head has seen in the step.
 Check = Callable[[torch.Tensor, Sequence[Batch]], None]
@@ -54,6 +57,7 @@ def train_step(
             each epoch that ended in it.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
+    _sample(learner, epoch)
     frozen = backbone_factor == 0.0
     # Frozen means its running statistics too.
     learner.backbone.train(not frozen)
@@ -91,6 +95,14 @@ def train_step(
             learner.head.step(lr, loss_scale=loss_scale, skip=~norm.isfinite())
     scaler.update()
     return loss
+
+
+def _sample(learner: Learner, epoch: int) -> None:
+    """Take the share of the classes that the configuration has for this epoch."""
+    head, rate = learner.head, learner.config.head.sample_rate_in(epoch)
+    if rate != head.softmax.sample_rate:
+        logger.info("epoch %d: head.sample_rate is %g from here on", epoch, rate)
+        head.softmax = replace(head.softmax, sample_rate=rate)
 
 
 def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:
