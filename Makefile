@@ -2,7 +2,14 @@
 # make test    lint, types, architecture and every test
 # make test-mxnet   read our records with MXNet 1.9.1, in an environment of its own (part of test)
 # make test-cuda-dry   the code for GPUs on fake tensors, without a GPU, in an environment of its own
+# make fuzz    10,000 faults at random, seed printed (FUZZ=1000 SEED=7: fewer, the same again)
+# make test-nodes   nodes killed, cut off, stopped and joining, 50 kills: needs root, 90 minutes
+# make test-long    20,000 steps: memory, files and threads stay flat
+# make sbom    sbom.json: what is installed in .venv, as CycloneDX
+# make lock    docker/requirements.lock anew from setup.py and constraints.txt
 # make check   lint, types, spelling and architecture only
+# make docs    pages of the API from the docstrings, in build/docs; a warning is an error
+# make release-check   what a release needs, one line for each; CONTRIBUTING.md has the list
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -17,6 +24,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test test-mxnet test-cuda-dry check format clean test-image
+.PHONY: fuzz test-nodes test-long sbom lock docs release-check
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -32,12 +40,50 @@ test-cuda-dry: $(CUDA)/.tried
 	@if [ -x $(CUDA)/bin/python ]; then $(CUDA)/bin/python -m pytest tests/cuda_dry; \
 	else cat $(CUDA)/.tried; fi
 
+FUZZ ?= 10000
+SEED ?= $(shell date +%s)
+fuzz: $(VENV)/.installed-dev
+	FUZZ=$(FUZZ) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
+
+test-nodes: $(VENV)/.installed-dev
+	ELASTIC_NODES=1 NODE_KILLS=50 $(BIN)/python -m pytest -s tests/integration/test_elastic_nodes.py
+
+test-long: $(VENV)/.installed-dev
+	SOAK_STEPS=20000 $(BIN)/python -m pytest -s tests/integration/test_long_run.py
+
+# Tools that look at packages, in an environment of their own.
+.venv-supply/.installed:
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip install --quiet uv==0.13.9 cyclonedx-bom==7.5.0
+	touch $@
+
+sbom: $(VENV)/.installed .venv-supply/.installed
+	.venv-supply/bin/cyclonedx-py environment $(BIN)/python --output-reproducible -o sbom.json
+	@echo "sbom.json: $$(grep -c '"purl"' sbom.json) packages"
+
+# Without triton's pin, which is that of the tests for CPUs: torch for GPUs brings its own.
+lock: .venv-supply/.installed
+	grep -vi '^triton' constraints.txt > .venv-supply/constraints.txt
+	echo setuptools | .venv-supply/bin/uv pip compile setup.py - --extra wandb --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --quiet \
+	  -c .venv-supply/constraints.txt -o docker/requirements.lock
+
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+# Undocumented names are as they are; what pdoc warns of is a module that it cannot import.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python .github/draw_layers.py
+	$(BIN)/python -W error::UserWarning -m pdoc -o build/docs kappaface_dist
+
+release-check: check docs
+	$(BIN)/python -m pip install --quiet -c constraints.txt build
+	$(BIN)/python .github/release_check.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix --exit-zero .
@@ -76,11 +122,12 @@ $(CUDA)/.tried:
 	  && $(CUDA)/bin/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' \
 	  && echo "torch for CUDA is in $(CUDA)" > $@ \
 	  || { rm -rf $(CUDA)/bin; \
-	       echo "a build of torch for CUDA cannot be installed here: the dry tests are skipped" > $@; }
+	       echo "a build of torch for CUDA cannot be installed here (the reason is above, when it was" \
+	         "tried; rm -r $(CUDA) to try again): the dry tests are skipped" > $@; }
 
 # Builds the container image without a registry and trains in it (docker/test_image.sh says how).
 test-image:
 	docker/test_image.sh
 
 clean:
-	rm -rf $(VENV) $(MXNET) $(CUDA) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MXNET) $(CUDA) .venv-supply build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,15 +3,20 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+GLOO = re.compile(r"gloo/transport/\S+\] ([^\n]*?)\. This is typically")
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -52,10 +57,40 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sentence = f"error: {_in_a_line(error)}"
+        tell_torchrun(sentence)
+        sys.exit(sentence)
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception:
+        tell_torchrun(traceback.format_exc())
+        raise
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; where torch's libraries say that a peer is gone, what that means."""
+    text = str(error)
+    if gone := GLOO.search(text):
+        return f"another rank has ended or is out of reach ({gone[1]}): its node's log says why"
+    # Those of torch's C++ go on with a stack.
+    return text.partition("\nException raised from")[0]
+
+
+def tell_torchrun(reason: str) -> None:
+    """Leave why this process ends where torchrun, if it runs it, looks for the reason.
+
+    torchrun's own report comes last on the console, and ends with it.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    # The form of torch.distributed.elastic's error files, which it reads as it likes to write them.
+    extra = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+    with suppress(OSError):  # a full disk may be the very reason
+        Path(path).write_text(
+            json.dumps({"message": {"message": reason, "extraInfo": extra}}), encoding="utf-8"
+        )
 
 
 @contextmanager

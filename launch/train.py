@@ -15,6 +15,7 @@ from kappaface_dist.config.file import load_config, to_yaml
 from kappaface_dist.config.keys import Config
 from kappaface_dist.models.summary_file import read_summary
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.parallel.signals import code_after_stop
 from kappaface_dist.training.build import build_job, derived_numbers
 from kappaface_dist.training.config_record import record_config
 from kappaface_dist.training.folder_lock import FolderLock
@@ -42,30 +43,43 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
+    fits: dict[str, Any] = {}
+    if args.check and os.environ.get("RANK", "0") == "0":
+        from kappaface_dist.planning.fitting import check_machine
+
+        fits = check_machine(config)  # the others wait for this rank to join
     # The watchdog, which names the rank that hangs, comes first; the group ends what it cannot see.
     device = parallel.start(timeout_minutes=1.5 * config.run.timeout_minutes)
-    stopped = train(config, device, check=args.check)
+    told = train(config, device, check=args.check, fits=fits)
     parallel.stop()
-    # torchrun takes any other code than 0 for a crash, and would start the run again at once.
-    if stopped and "TORCHELASTIC_RUN_ID" not in os.environ:
-        sys.exit(config.run.stop_exit_code)
+    if told is not None:
+        sys.exit(code_after_stop(told, config.run.stop_exit_code))
 
 
-def train(config: Config, device: torch.device, *, check: bool) -> bool:
-    """Build the parts, fit, and write the report; whether a signal stopped it before its end."""
+def train(
+    config: Config, device: torch.device, *, check: bool, fits: dict[str, Any]
+) -> bool | None:
+    """Build the parts, fit, and write the report.
+
+    Args:
+        check: build only, and print the numbers that follow, with those of `fits`.
+
+    Returns:
+        None at the end; where a signal stopped it before, whether one reached this rank's node.
+    """
     if check:
         numbers = derived_numbers(build_job(config, device))
         if parallel.rank() == 0:
-            print(json.dumps(numbers, indent=2))
-        return False
+            print(json.dumps(numbers | fits, indent=2))
+        return None
     first = parallel.rank() == 0
     lock = parallel.agree(lambda: FolderLock(config.folder) if first else None)
     with lock or nullcontext():
         return fit(config, device)
 
 
-def fit(config: Config, device: torch.device) -> bool:
-    """Go on in a folder that is this run's alone."""
+def fit(config: Config, device: torch.device) -> bool | None:
+    """Go on in a folder that is this run's alone; returns what `train` does."""
     first = parallel.rank() == 0
     parallel.agree(lambda: start_logging(config.folder if first else None))
     stop_file = config.folder / "stopped.json"
@@ -80,12 +94,12 @@ def fit(config: Config, device: torch.device) -> bool:
         if first:
             print(summary_table(summary))
             print(f"{config.folder} is finished: nothing left to do")
-        return False
+        return None
     if not trainer.fit():
         # For a job script, which sees only torchrun's exit code.
         stopped = {"step": trainer.state.step}
         parallel.agree(lambda: commands.write_json(str(stop_file), stopped) if first else None)
-        return True
+        return trainer.told
     summary = write_report(
         job,
         trainer.results,
@@ -100,7 +114,7 @@ def fit(config: Config, device: torch.device) -> bool:
         page = verification_page(config.folder)
         if page.is_file():
             print(f"report on the verification sets: {page}")
-    return False
+    return None
 
 
 def _last_summary(config: Config) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Examples:
   python tools/convert_record.py photos train.rec --repair
   python tools/convert_record.py train.rec shards/faces.tar --shards 64
   python tools/convert_record.py gaps.rec train.rec --renumber --drop-label=-1
+  python tools/convert_record.py train.rec clean.rec --drop overlap/drop_train.tsv
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from kappaface_dist import commands
 from kappaface_dist.data.prepare.convert import convert
+from kappaface_dist.data.prepare.drop_list import read_drop_list
 from kappaface_dist.data.sources.catalog import open_catalog
 
 
@@ -39,12 +41,19 @@ def main() -> None:
         metavar="LABEL",
         help="leave out the images with this label, and renumber; may be given several times",
     )
+    parser.add_argument(
+        "--drop",
+        type=Path,
+        metavar="FILE",
+        help="leave out the classes that a list of find_overlap.py names, and renumber",
+    )
     parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
     args = parser.parse_args()
+    drop_labels = [*args.drop_label, *(read_drop_list(args.drop) if args.drop else [])]
 
     catalog = open_catalog(
         args.data if len(args.data) > 1 else args.data[0],
-        any_labels=args.renumber or bool(args.drop_label),
+        any_labels=args.renumber or bool(drop_labels),
     )
     report = convert(
         catalog,
@@ -52,13 +61,18 @@ def main() -> None:
         shards=args.shards,
         repair=args.repair,
         renumber=args.renumber,
-        drop_labels=args.drop_label,
+        drop_labels=list(dict.fromkeys(drop_labels)),
         progress=commands.image_progress(),
     )
     for where, why in [*report.dropped, *report.left_out.listed]:
         print(f"left out: {where}: {why}", file=sys.stderr)
-    for label, count in report.with_dropped_labels.items():
+    for label in args.drop_label:
+        count = report.with_dropped_labels[label]
         print(f"left out: {count} images with label {label}", file=sys.stderr)
+    if args.drop:
+        listed = set(drop_labels) - set(args.drop_label)
+        count = sum(report.with_dropped_labels[label] for label in listed)
+        print(f"left out: {count} images of {len(listed)} classes in {args.drop}", file=sys.stderr)
     for number, (label, count) in enumerate(zip(report.label_of, report.count_C, strict=True)):
         if not count:
             print(f"class {number}, label {label} before, has no image left", file=sys.stderr)

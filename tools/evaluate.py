@@ -23,8 +23,8 @@ from kappaface_dist.models.saved_model import SavedModel, model_facts, training_
 
 def main() -> None:
     args = parse_args()
-    paths = _named_paths("--set", args.sets)
-    groups = _named_paths("--groups", args.groups)
+    paths = command_line.named_paths("--set", args.sets)
+    groups = command_line.named_paths("--groups", args.groups)
     if unknown := groups.keys() - paths.keys():
         raise ValueError(
             f"--groups names {', '.join(sorted(unknown))}, expected a set of --set:"
@@ -103,18 +103,6 @@ def publish(args: argparse.Namespace, model: SavedModel, reports: dict[str, SetR
         )
         if args.json != "-":
             print(f"report: {page}")
-
-
-def _named_paths(option: str, sets: list[str]) -> dict[str, Path]:
-    paths = {}
-    for text in sets:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise ValueError(f"{option} is {text!r}, expected NAME=PATH, as in lfw=data/lfw.bin")
-        if name in paths:
-            raise ValueError(f"{option} names {name!r} twice, expected each name once")
-        paths[name] = Path(path)
-    return paths
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from kappaface_dist.checkpoint.identity_map import write_identity_map
 from kappaface_dist.commands import new_parser, run
-from kappaface_dist.data.sources.catalog import FILE_SOURCES, open_catalog
+from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.data.sources.class_names import SUFFIX, read_class_names
+from kappaface_dist.data.sources.finding import FILE_SOURCES
 from kappaface_dist.text_files import read_lines
 
 

@@ -1,13 +1,13 @@
 """Write a sheet of what the network sees: images as the loader delivers them.
 
-The first row of each pair is without the random changes, the second with them.
+The first row of each pair is without the random changes, the second with them, as its label says.
 Example: python tools/show_batch.py data/faces/train.rec sheet.png --augment strong
 """
 
 import argparse
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from kappaface_dist import commands
 from kappaface_dist.data.loading.augment import PRESETS
@@ -15,6 +15,7 @@ from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 
 GAP = 2  # pixels between images
+LABEL = 58  # pixels for the labels of the rows
 
 
 def main() -> None:
@@ -35,14 +36,18 @@ def main() -> None:
     size = args.image_size
     sheet = Image.new(
         "RGB",
-        (args.columns * (size + GAP) - GAP, args.rows * (2 * size + 3 * GAP) - 2 * GAP),
+        (LABEL + args.columns * (size + GAP) - GAP, args.rows * (2 * size + 3 * GAP) - 2 * GAP),
         "white",
     )
+    draw = ImageDraw.Draw(sheet)
+    for top in range(0, sheet.height, 2 * size + 3 * GAP):
+        for label, middle in (("as it is", top), (args.augment, top + size + GAP)):
+            draw.text((3, middle + size // 2 - 6), label, fill="black")
     for i in range(args.rows * args.columns):
         row, column = divmod(i, args.columns)
         top = row * (2 * size + 3 * GAP)
-        sheet.paste(to_picture(plain[i]), (column * (size + GAP), top))
-        sheet.paste(to_picture(changed[i]), (column * (size + GAP), top + size + GAP))
+        sheet.paste(to_picture(plain[i]), (LABEL + column * (size + GAP), top))
+        sheet.paste(to_picture(changed[i]), (LABEL + column * (size + GAP), top + size + GAP))
     sheet.save(args.out)
     print(f"{args.out}: {len(plain)} images, above as they are, below with {args.augment!r}")
 

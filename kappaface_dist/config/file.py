@@ -3,6 +3,7 @@
 A file may say `extends: other.yaml` (relative to itself). Later layers win: defaults, the extended
 file, the file, the overrides; one that sets run.steps or run.epochs unsets the other. A layer that
 names another margin drops the settings of the one before, except those that all margins have.
+Where configs/NAME.yaml does not exist, that of the package is taken, and said.
 A file's evaluate.sets are added to those of the files that it extends, {} leaves those out. On the
 command line evaluate.sets={...} replaces them, and +evaluate.sets={...} adds to them.
 """
@@ -19,6 +20,7 @@ from yaml import MappingNode, Node, ScalarNode
 from kappaface_dist.config.checks import check_config
 from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config
 from kappaface_dist.config.reading import STRING, compose, nested, pairs, read_section
+from kappaface_dist.config.shipped import shipped_config
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,11 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def _file_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     """The file's content behind that of the files it extends."""
+    if not path.exists() and (shipped := shipped_config(path)):
+        # Before there is a log; one process is enough to say it.
+        if os.environ.get("RANK", "0") == "0":
+            logger.warning("%s is not here: the package's own is taken, %s", path, shipped)
+        path = shipped
     try:
         place = path.resolve()
         if place in seen:

@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    # a .rec file, a folder of identities, a glob, or a list of them
+    # a .rec file, a folder of identities, a glob, or a list of them; or s3://, gs://, https://
     train: str | list[str] | None = key(None, problem=True)
     # auto: DALI where there is a GPU and DALI
     loader: str = key("auto", choices=("auto", "dali", "cpu"))
@@ -46,6 +46,10 @@ class Data:
     num_threads: int = key(0, at_least=0, at_most=4096)
     # images per block, for slow disks and .parquet; 0: shuffle them all
     block_shuffle: int = key(0, at_least=0, at_most=2**31, problem=True)
+    # of object storage; a folder on each machine's disk, null: ~/.cache/kappaface_dist/remote
+    cache: str | None = None
+    # of it; a dataset that is larger needs block_shuffle
+    cache_gigabytes: float = key(100.0, above=0, at_most=1e6)
     # of the images read; above it training stops
     max_corrupt_share: float = key(0.05, at_least=0, at_most=1)
 
@@ -154,6 +158,8 @@ class Checkpoint:
     keep: int = key(2, at_least=1)  # the last so many stay
     best: str | None = None  # accuracy/<set>: the checkpoint with the highest stays too
     asynchronous: bool = True  # write beside the training; costs host memory of the same size
+    # bytes of it per rank at most; the training waits until the rest is written; null: all
+    host_bytes: int | None = key(None, at_least=0, at_most=1e15)
 
 
 @dataclass(frozen=True)

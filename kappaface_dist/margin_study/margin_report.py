@@ -15,6 +15,7 @@ from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, read_numbers
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
+from kappaface_dist.data.sources.remote_store import CacheSettings
 from kappaface_dist.head import KappaFace, build_margin
 from kappaface_dist.training.metrics_file import read_metrics
 
@@ -75,7 +76,9 @@ def read_measures(path: Path, train: str | None = None) -> ClassMeasures:
         "head.statistics.kappa": torch.empty(num_classes),
     }
     checkpoint.load_alone(folder, tensors)
-    catalog = open_catalog(train or config.data.train or [])
+    cache = CacheSettings(config.data.cache, config.data.cache_gigabytes)
+    block = config.data.block_shuffle
+    catalog = open_catalog(train or config.data.train or [], cache=cache, block=block)
     if catalog.num_classes != num_classes:
         raise ValueError(
             f"{train or config.data.train} has {catalog.num_classes} classes, the checkpoint"

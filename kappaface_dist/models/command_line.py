@@ -1,7 +1,7 @@
 """What the tools that embed images with a saved model have in common."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,6 +43,23 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     if args.report is not None and Path(args.report).exists() and not Path(args.report).is_dir():
         raise ValueError(f"--report is {args.report}, which is a file: name a folder")
+
+
+def named_paths(option: str, sets: Sequence[str]) -> dict[str, Path]:
+    """The values NAME=PATH of an option that may be given several times.
+
+    Raises:
+        ValueError: one is of another form, or a name comes twice.
+    """
+    paths = {}
+    for text in sets:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"{option} is {text!r}, expected NAME=PATH, as in lfw=data/lfw.bin")
+        if name in paths:
+            raise ValueError(f"{option} names {name!r} twice, expected each name once")
+        paths[name] = Path(path)
+    return paths
 
 
 def start(model: str) -> tuple[SavedModel, torch.device]:

@@ -36,10 +36,11 @@ class Watchdog:
 
     Args:
         timeout: seconds without a tick after which the run is ended; at most twice as much passes.
+        tell: is told why, before the end.
     """
 
-    def __init__(self, timeout: float):
-        self._timeout = timeout
+    def __init__(self, timeout: float, tell: Callable[[str], None] = lambda _: None):
+        self._timeout, self._tell = timeout, tell
         self._pause = min(timeout / 10, 5.0)
         self._progress = (0, "the start", time.monotonic())
         self._ended = threading.Event()
@@ -162,6 +163,7 @@ class Watchdog:
 
         def speak() -> None:
             logger.error("%s", reason)
+            self._tell(reason)
             # Where this rank waits: os._exit leaves no other trace.
             faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)
             logging.shutdown()

@@ -11,7 +11,7 @@ from torch.torch_version import TorchVersion
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import Loader, build_loader
-from kappaface_dist.data.sources.catalog import Catalog, check_trainable, open_catalog
+from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
 from kappaface_dist.head import PartialFC, build_margin
 from kappaface_dist.models.export import load_backbone
@@ -19,7 +19,7 @@ from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_backbone
-from kappaface_dist.training.fit import check_batch
+from kappaface_dist.training.fit import check_batch, open_data
 from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
@@ -67,8 +67,7 @@ def build_job(config: Config, device: torch.device) -> Job:
     Raises:
         ValueError: the data is missing or damaged, or the configuration does not fit it.
     """
-    catalog = parallel.rank0_first(lambda: open_catalog(config.data.train or []))
-    check_trainable(catalog, str(config.data.train), parallel.world_size())
+    catalog = open_data(config)
     sets = parallel.agree(lambda: {n: read_pairs(path) for n, path in config.evaluate.sets.items()})
     loader = new_loader(config, catalog, device)
     learner = build_learner(config, catalog.count_C, device)

@@ -15,6 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from kappaface_dist.commands import tell_torchrun
+
 logger = logging.getLogger(__name__)
 FILE = "run.lock"
 BEAT = 5.0  # seconds between two signs of life
@@ -110,7 +112,9 @@ class FolderLock:
     def _end(self, reason: str) -> None:
         if self._ended.is_set():
             return
-        logger.error("%s: the run ends, so that no two runs write into one folder", reason)
+        reason = f"{reason}: the run ends, so that no two runs write into one folder"
+        logger.error("%s", reason)
+        tell_torchrun(reason)
         logging.shutdown()
         os._exit(EXIT_CODE)
 

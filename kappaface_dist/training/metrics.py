@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,13 +21,17 @@ from tqdm import tqdm
 
 from kappaface_dist.head.margins.psi import measured_line, narrow_margins
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.metrics_file import keep_steps_before
+from kappaface_dist.training.best_so_far import BestSoFar
+from kappaface_dist.training.metrics_file import keep_steps_before, read_metrics
 
 T = TypeVar("T")
 
 logger = logging.getLogger("kappaface_dist")
 TRAIN_NAMES = ("loss", "learning_rate", "epoch", "rank_1")
-SPEED_NAMES = ("images_per_second", "data_wait_share", "checkpoint_pause_seconds")
+SPEED_NAMES = (
+    *("images_per_second", "data_wait_share", "checkpoint_pause_seconds"),
+    *("slowest_rank", "slowest_rank_behind", "memory_bytes"),
+)
 
 
 @dataclass
@@ -88,12 +93,14 @@ class Reporter:
     ):
         self._path = folder / "metrics.jsonl"
         keep_steps_before(self._path, first_step)
+        self._best = BestSoFar(read_metrics(self._path))
         self._file = self._path.open("a", encoding="utf-8")
-        self._writer = None
+        self._writer, self._board = None, folder / "tensorboard"
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            _quiet_threads()
+            self._writer = SummaryWriter(str(self._board), purge_step=first_step + 1)
         self._wandb = _start_wandb(wandb, folder, run_name, settings) if wandb != "off" else None
         # On a terminal a bar with the time left; elsewhere the log's lines say the same.
         self._bar = tqdm(
@@ -113,7 +120,7 @@ class Reporter:
         """Record numbers under step, and print line.
 
         Raises:
-            RuntimeError: the file cannot be written, or is not there any more.
+            RuntimeError: a file cannot be written, or is not there any more.
         """
         try:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -125,12 +132,18 @@ class Reporter:
         if deleted:
             raise RuntimeError(f"{self._path} was deleted while the run was writing it")
         if self._writer is not None:
-            for name, number in numbers.items():
-                self._writer.add_scalar(board_name(name), number, step)
+            # It writes beside us: what it says here may be of numbers before these.
+            try:
+                for name, number in numbers.items():
+                    self._writer.add_scalar(board_name(name), number, step)
+            except OSError as error:
+                self._writer = None  # its thread is dead: closing would wait for it
+                raise RuntimeError(f"{self._board} could not be written: {error}") from error
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
+        self._best.note(step, numbers)
         if line is not None:
-            logger.info(line)
+            logger.info("%s%s", line, self._best.behind(numbers))
 
     def tell_margins(self, step: int, numbers: dict[str, float]) -> None:
         """Once after each refresh say what the margins are made of, and warn where it is little.
@@ -151,7 +164,10 @@ class Reporter:
         with suppress(OSError):  # of a full disk: write() has said so
             self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                logger.error("%s: the last lines could not be written: %s", self._board, error)
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -175,14 +191,30 @@ def board_name(name: str) -> str:
 def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
     """A log line for people, with the time left at the present speed."""
     seconds = int(images_left / numbers["images_per_second"])
+    ranks = ""
+    if "slowest_rank" in numbers:
+        ranks = f"  slowest rank {numbers['slowest_rank']:.0f}"
+        ranks += f" ({numbers['slowest_rank_behind']:+.0%})"
     rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
     return (
         f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{rank_1}"
         f"  lr {numbers['learning_rate']:.4f}  {numbers['images_per_second']:.0f} images/s"
-        f"  data wait {numbers['data_wait_share']:.0%}  margin {numbers['margin_mean']:.3f}"
+        f"  data wait {numbers['data_wait_share']:.0%}{ranks}  margin {numbers['margin_mean']:.3f}"
         f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"
         f"  left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     )
+
+
+def _quiet_threads() -> None:
+    """A full disk ends TensorBoard's thread with a traceback: Reporter.write says it in a line."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        from_board = type(args.thread).__module__.startswith("tensorboard.")
+        if not (from_board and issubclass(args.exc_type, OSError)):
+            before(args)
+
+    threading.excepthook = hook
 
 
 def _start_wandb(mode: str, folder: Path, run_name: str, settings: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.config.rules import shown
 from kappaface_dist.data.loading.sampler import Shuffle
 from kappaface_dist.data.normalisation import PIXEL_MEAN, PIXEL_SCALE
-from kappaface_dist.data.sources.catalog import Catalog, find_sources
+from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.head import build_margin
 from kappaface_dist.parallel import ranks as parallel
 
@@ -129,11 +129,10 @@ def _describe(config: Config, catalog: Catalog) -> Problem:
 
 def _describe_data(config: Config, catalog: Catalog) -> dict[str, Any]:
     num_images = catalog.num_images
-    paths = find_sources(config.data.train or [])
     shuffle = Shuffle(num_images, config.run.seed, config.data.block_shuffle)
     places = shuffle.indices(0, min(num_images, NUM_PLACES)).astype("<i8")
     return {
-        "files": [[path.name, path.stat().st_size if path.is_file() else None] for path in paths],
+        "files": catalog.files,
         "images": num_images,
         "classes": catalog.num_classes,
         "labels": sha256(np.ascontiguousarray(catalog.label_I, dtype="<i4").data).hexdigest(),

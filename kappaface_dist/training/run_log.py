@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +19,25 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _File(logging.FileHandler):
+    """train.log; where it cannot be written that is said once, and the console goes on alone."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8")
+        self._path, self._broken = path, False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+        elif not self._broken:
+            self._broken = True
+            logger.error("%s could not be written: %s", self._path, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written was said
+            super().close()
+
+
 def start_logging(folder: Path | None) -> None:
     """Send the package's log to the console (beside the progress bar) and to folder/train.log.
 
@@ -31,7 +51,7 @@ def start_logging(folder: Path | None) -> None:
     handlers = [console]
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder / "train.log", encoding="utf-8"))
+        handlers.append(_File(folder / "train.log"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LINE, "%H:%M:%S"))
         logger.addHandler(handler)

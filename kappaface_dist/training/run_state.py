@@ -52,6 +52,7 @@ def build_saver(job: Job) -> Saver:
         keep=section.keep,
         best=section.best,
         asynchronous=section.asynchronous,
+        host_bytes=section.host_bytes,
     )
     saver.reserve(_replicated(job) | _sharded(job))
     return saver
@@ -146,7 +147,7 @@ def _load(job: Job, folder: Path) -> RunState:
     for group, step in zip(job.optimizer.param_groups, numbers["optimizer_steps"], strict=True):
         if step is not None:
             group["step"] = step
-    logger.info("going on from %s", folder)
+    logger.info("going on from %s with %d processes", folder, parallel.world_size())
     return RunState(**numbers["run"])
 
 

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 
 import torch
 
+from kappaface_dist.commands import tell_torchrun
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.parallel.signals import StopSignal
 from kappaface_dist.parallel.watchdog import Watchdog
 from kappaface_dist.training.build import Job, peak_lr
+from kappaface_dist.training.fit import check_corrupt_share
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
+from kappaface_dist.training.memory_peak import memory_peak
 from kappaface_dist.training.metrics import Meter, Reporter, log_line, report
 from kappaface_dist.training.optim import schedule_factor
+from kappaface_dist.training.pace import Pace
 from kappaface_dist.training.profiling import StepProfiler
 from kappaface_dist.training.recovery import recover
 from kappaface_dist.training.run_state import build_saver, load_state, save_state
@@ -33,6 +37,7 @@ class Trainer:
     Attributes:
         state: how far the run is.
         results: of the last evaluation, by set.
+        told: this rank's node was told to stop; another one's may have been.
     """
 
     def __init__(self, job: Job):
@@ -40,10 +45,12 @@ class Trainer:
         self.config = job.config
         self.results: dict[str, PairResult] = {}
         self.metrics: dict[str, float] = {}  # of an evaluation at the present step
+        self.told = False
         self.state = load_state(job)
         self.saver = build_saver(job)
-        self.watchdog = Watchdog(60 * self.config.run.timeout_minutes)
+        self.watchdog = Watchdog(60 * self.config.run.timeout_minutes, tell_torchrun)
         self.guard = LossGuard(job, late=job.device.type != "cpu")
+        self.pace = Pace(job.device, synced_forward=self.config.backbone.sync_batchnorm)
         self.total_images = job.length.images_to_read(self.state.step, self.state.position)
 
     @property
@@ -91,6 +98,7 @@ class Trainer:
                         self.save(loss, reporter)
                     if stopping:
                         self.saver.finish()
+                        self.told = stop.told_here()
                         logger.info("stopped at step %d, to go on later", self.state.step)
                         return False
             if not self.results:
@@ -117,6 +125,7 @@ class Trainer:
             self.state.position,
             epoch=self.state.position // self.job.catalog.num_images,
             check=self._watch_loss,
+            phase=self.pace.phase,
             backbone_factor=factor,
         )
 
@@ -195,18 +204,17 @@ class Trainer:
     def _log(self, loss: torch.Tensor, meter: Meter, reporter: Reporter | None) -> Meter:
         """Report what happened since the last time; returns an empty meter. Collective."""
         self._check_loss(loss)
-        self._check_corrupt_share()
+        check_corrupt_share(self.job.loader, self.config.data.max_corrupt_share)
         seconds = meter.seconds()
         self.state.seconds += seconds
-        # The slowest rank's wait is what everybody waits for.
-        waited = parallel.all_reduce_max(torch.tensor([meter.waited / seconds])).item()
         numbers = {
             "loss": self.state.last_loss,
             # Of the step that was just done.
             "learning_rate": self.learning_rate(self.state.position - self.job.global_batch),
             "epoch": self.state.position / self.job.catalog.num_images,
             "images_per_second": meter.images / seconds,
-            "data_wait_share": waited,
+            **self.pace.compare(meter.waited, seconds),
+            **memory_peak(self.job.device),
             **self.job.head.summary(),
         }
         rank_1 = self.job.head.rank_one.take()
@@ -216,8 +224,10 @@ class Trainer:
         report(reporter, self.state.step, numbers, log_line(self.state.step, numbers, left))
         if reporter is not None:
             reporter.tell_margins(self.state.step, numbers)
-            if text := self.job.loader.advise(waited):
-                logger.warning(text)
+            advice = self.job.loader.advise(numbers["data_wait_share"])
+            for text in (advice, self.pace.warning(numbers)):
+                if text:
+                    logger.warning(text)
         return Meter()
 
     def _watch_loss(self, loss: torch.Tensor, batches: Sequence[Batch]) -> None:
@@ -236,14 +246,3 @@ class Trainer:
         step = self.state.step - (self.state.position - position) // self.job.global_batch
         cause = likely_cause(self.job, evidence, self.learning_rate(position))
         raise NonFiniteLoss(f"the loss of step {step} is not finite: {cause}", position)
-
-    def _check_corrupt_share(self) -> None:
-        loader = self.job.loader
-        counts = torch.tensor([loader.num_corrupt, loader.num_read], dtype=torch.float64)
-        corrupt, read = parallel.all_reduce_sum(counts).tolist()
-        limit = self.config.data.max_corrupt_share
-        if corrupt > limit * read:
-            raise ValueError(
-                f"{corrupt:.0f} of {read:.0f} images could not be decoded, more than"
-                f" data.max_corrupt_share ({limit:.1%}): check the record, or raise the share"
-            )

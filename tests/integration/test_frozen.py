@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from tests.processes import free_port
 
 SCRIPT = """
 import sys, time, torch.distributed as dist
+from kappaface_dist.commands import tell_torchrun
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.parallel.watchdog import Watchdog
 from kappaface_dist.training.run_log import start_logging
 parallel.start()
 start_logging(None)
-with Watchdog(float(sys.argv[1])) as watchdog:
+with Watchdog(float(sys.argv[1]), tell_torchrun) as watchdog:
     for step in range(10**9):
         watchdog.tick(step, "training")
         parallel.barrier()
@@ -36,7 +38,7 @@ def nodes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     port, started = free_port(), []
 
-    def _nodes(count, timeout, nproc=1):
+    def _nodes(count, timeout, nproc=1, **environment):
         for number in range(count):
             log = tmp_path / f"{number}.log"
             with log.open("w") as file:
@@ -48,7 +50,7 @@ def nodes(tmp_path):
                         *(str(tmp_path / "script.py"), str(timeout)),
                     ],
                     cwd=ROOT,
-                    env=ENVIRONMENT,
+                    env={**ENVIRONMENT, **environment},
                     stdout=file,
                     stderr=file,
                 )
@@ -61,7 +63,8 @@ def nodes(tmp_path):
     yield _nodes
     for process in started:
         for pid in [*ranks(process).values(), process.pid]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
 
 
@@ -105,12 +108,25 @@ def test_a_frozen_node_0_ends_the_other_node(nodes):
     assert "rank 0 hangs, or its machine: the store, which it keeps, does not answer" in said
 
 
-def test_a_frozen_rank_0_is_named(nodes):
-    (process, own), *_ = nodes(1, timeout=4, nproc=2).items()
+@pytest.mark.parametrize(
+    ("own_store", "words"),
+    [
+        ("0", "rank 0 shows no sign of life since step"),
+        # Rank 0 keeps the store itself, and takes it with it.
+        ("1", "rank 0 hangs, or its machine: the store, which it keeps, does not answer"),
+    ],
+)
+def test_a_frozen_rank_0_is_named(nodes, own_store, words):
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": own_store}
+    (process, own), *_ = nodes(1, timeout=4, nproc=2, **environment).items()
     os.kill(own[0], signal.SIGSTOP)
     until(lambda: not alive(own[1]), seconds=60)
-    assert "rank 0 shows no sign of life since step" in process.log_path.read_text()
+    said = process.log_path.read_text()
+    assert words in said
     os.kill(own[0], signal.SIGKILL)
+    # torchrun's report, the last thing on the console, says so too.
+    until(lambda: process.poll() is not None, seconds=60)
+    assert words in process.log_path.read_text().rpartition(" FAILED\n")[2]
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

@@ -1,5 +1,6 @@
 """Job and container scripts, as far as they can be looked at without their machines."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,17 +48,35 @@ def test_the_job_description_asks_for_what_a_run_needs():
 def test_constraints_leave_alone_what_the_base_image_brings():
     done = subprocess.run(
         [sys.executable, ROOT / "docker/free_constraints.py"],
-        input="torch==1.0\n# a comment\nPyTest_TimeOut==0.1\nno-such-package==3\n",
+        input="torch==1.0 \\\n    --hash=sha256:0\n# a comment\nPyTest_TimeOut==0.1\n"
+        "nvidia-cusparselt-cu13==1 \\\n    --hash=sha256:0\ncuda-bindings==1\n"
+        "no-such-package==3 ; python_version < '4' \\\n    --hash=sha256:1\n",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "# a comment\nno-such-package==3\n"
+    lines = "no-such-package==3 ; python_version < '4' \\\n    --hash=sha256:1\n"
+    assert done.stdout == "# a comment\n" + lines
+
+
+def test_the_locked_packages_are_those_of_the_constraints_and_each_has_a_hash():
+    def pins(text):
+        found = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\\n]+)", text, re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+    text = (ROOT / "docker/requirements.lock").read_text()
+    locked, constrained = pins(text), pins((ROOT / "constraints.txt").read_text())
+    assert {"torch", "numpy", "wandb", "setuptools"} <= locked.keys()
+    # torch for GPUs brings its own triton.
+    shared = (locked.keys() & constrained.keys()) - {"triton"}
+    assert {name: locked[name] for name in shared} == {name: constrained[name] for name in shared}
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry.splitlines()[0]
 
 
 def test_an_array_task_reaches_the_overrides():
     text = (ROOT / "launch/slurm/train.sbatch").read_text()
-    lines = text[text.index("overrides=()") : text.index("first_node=")]
+    lines = text[text.index("overrides=()") : text.index("# After a warning")]
     done = subprocess.run(
         ["bash", "-c", lines + 'echo "${overrides[*]}"', "x", "run.seed=$SLURM_ARRAY_TASK_ID", "b"],
         env={"SLURM_ARRAY_TASK_ID": "7", "PATH": "/usr/bin:/bin"},

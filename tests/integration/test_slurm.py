@@ -1,9 +1,12 @@
-"""The job script on a real Slurm: preempted twice and requeued, it finishes, no step left out."""
+"""The job script on a real Slurm: preempted twice, its torchrun killed, it does each step once."""
 
 import json
+import os
 import re
+import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +18,8 @@ from tests.integration.slurm_cluster import Cluster, missing
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.timeout(600)
 def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_config, tmp_path):
-    folder, steps = tmp_path / "run", 700
-    path = write_config(run={"steps": steps}, checkpoint={"every": None})
+    folder, steps = tmp_path / "run", 400
+    path = write_config(run={"steps": steps}, checkpoint={"every": 50})
     log = tmp_path / "job.log"
 
     def last_step():
@@ -55,6 +58,10 @@ def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_con
         cluster.command("scancel", "--batch", "--signal=USR1", number)
         wait_for(lambda: restarts() == 2, cluster, number)
         second = json.loads((folder / "stopped.json").read_text())["step"]
+        # torchrun itself dies, once there is something to go on from.
+        wait_for(lambda: last_step() > second + 60, cluster, number)
+        os.kill(torchrun_of(number), signal.SIGKILL)
+        wait_for(lambda: "number 2 goes on from" in log.read_text(), cluster, number)
         wait_for(lambda: cluster.job(number)["JobState"] == "COMPLETED", cluster, number)
 
     assert 5 < first < second < steps
@@ -63,4 +70,18 @@ def test_a_job_preempted_twice_finishes_with_the_right_number_of_steps(write_con
     lines = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert lines == list(range(1, steps + 1))
     assert log.read_text().count("requeueing") == 2
+    assert log.read_text().count("goes on from") == 1
     assert not (folder / "stopped.json").exists()
+
+
+def torchrun_of(number):
+    """The process of a job's torchrun."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            job = f"SLURM_JOB_ID={number}".encode() in (place / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if job and words[1:3] == [b"-m", b"torch.distributed.run"]:
+            return int(place.name)
+    raise AssertionError("no torchrun runs")

@@ -8,9 +8,13 @@ import sys
 import time
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from kappaface_dist import commands
 from tests.commands import ENVIRONMENT, ROOT
+from tests.processes import run_on_ranks
 
 
 def test_a_report_goes_where_it_is_asked_for(tmp_path, capsys):
@@ -61,3 +65,51 @@ def test_ctrl_c_ends_a_tool_with_one_line(tmp_path, processes):
     assert tool.returncode == 130
     assert "Traceback" not in said
     assert said.rstrip().endswith("stopped by Ctrl-C")
+
+
+def test_a_peer_that_is_gone_is_said_in_our_words():
+    """The error of a real group of which one rank has ended."""
+    found = run_on_ranks(2, _meet_nobody)[0]
+    words = "error: another rank has ended or is out of reach (Connection closed by peer ["
+    assert found.startswith(words) or found.startswith(words.replace("closed", "reset"))
+    assert "typically" not in found
+    assert "\n" not in found
+
+
+def _meet_nobody():
+    """On rank 0 what a command says when the other rank is gone."""
+    flag = torch.zeros(1)
+    dist.all_reduce(flag)
+    group = dist.new_group(backend="gloo")
+    if dist.get_rank() == 1:
+        dist.destroy_process_group(group)
+        return None
+    time.sleep(0.5)
+    with pytest.raises(SystemExit) as stopped:
+        commands.run(lambda: dist.all_reduce(flag, group=group))
+    return stopped.value.code
+
+
+def test_torchrun_ends_with_our_sentence(tmp_path, monkeypatch):
+    """What torch itself makes of the file that a process leaves for it."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+
+    def told(error):
+        def fail():
+            raise error
+
+        with pytest.raises((SystemExit, AssertionError)):
+            commands.run(fail)
+        failure = ProcessFailure(local_rank=1, pid=7, exitcode=1, error_file=str(path))
+        return str(ChildFailedError("launch/train.py", {1: failure})).rstrip(" =\n")
+
+    report = told(ValueError("there is no dataset at x.rec: give another"))
+    assert report.endswith("traceback : error: there is no dataset at x.rec: give another")
+    # A mistake of ours keeps its traceback.
+    assert told(AssertionError("ours")).endswith("AssertionError: ours")
+    assert "in fail" in path.read_text()
+    # A disk that is full, or torchrun's folder that is gone, does not hide the error itself.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    with pytest.raises(SystemExit, match="error: plain"):
+        commands.run(lambda: (_ for _ in ()).throw(ValueError("plain")))

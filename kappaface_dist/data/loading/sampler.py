@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from kappaface_dist.counter_random import mix64, uniform
+from kappaface_dist.data.sources.base import WINDOW_BLOCKS
 
 NUM_ROUNDS = 12
 CHUNK = 1 << 15  # of images worked on at once: fits the processor's cache
 FEW = 1 << 12
 MAX_IMAGES = 1 << 31
-WINDOW_BLOCKS = 64
 
 
 @dataclass(frozen=True)

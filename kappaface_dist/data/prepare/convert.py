@@ -133,9 +133,10 @@ def _without(
     label_I: np.ndarray, drop_labels: Collection[int], report: ConvertReport
 ) -> np.ndarray:
     """The images without these labels, by number."""
+    count_of = dict(zip(*np.unique(label_I, return_counts=True), strict=True))
     for label in drop_labels:
-        report.with_dropped_labels[label] = int((label_I == label).sum())
-        if not report.with_dropped_labels[label]:
+        report.with_dropped_labels[label] = int(count_of.get(label, 0))
+        if label not in count_of:
             raise ValueError(
                 f"no image has the label {label} that is to be dropped: the labels are"
                 f" {label_I.min()} to {label_I.max()}"

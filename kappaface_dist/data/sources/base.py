@@ -20,6 +20,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 MAX_LISTED = 1000
+WINDOW_BLOCKS = 64  # of a stream that is read by the block: so many are mixed with each other
 # Why something in a folder is not taken.
 NO_IMAGE = "not an image by its name"
 HIDDEN = "hidden"
@@ -112,9 +113,9 @@ class Content(NamedTuple):
 
 
 def list_content(folder: Path) -> Content:
-    """Walk a folder to its end; links to folders are followed."""
+    """Walk a folder to its end; links are followed, but to no folder that holds this one."""
     content = Content([], [], [])
-    _walk(folder, "", (_identity(folder),), content)
+    _walk(folder, "", (_identity(folder), *_above(folder)), content)
     for names in content:
         names.sort()
     return content
@@ -139,7 +140,11 @@ def list_dataset(folder: Path) -> Dataset:
             elif not entry.is_dir():
                 why = LOOSE if entry.is_file() else _why_no_file(entry)
                 dataset.left_out.append((entry.name, why))
+    above = (_identity(folder), *_above(folder))
     for identity in list_identities(folder):
+        if _identity(folder / identity) in above:
+            dataset.left_out.append((identity, LOOP))
+            continue
         images, left_out, folders = list_content(folder / identity)
         if images:
             dataset.images[identity] = images
@@ -170,6 +175,12 @@ def _walk(folder: Path, inside: str, above: tuple[tuple[int, int], ...], content
                 content.images.append(name)
             else:
                 content.left_out.append((name, NO_IMAGE))
+
+
+def _above(folder: Path) -> tuple[tuple[int, int], ...]:
+    """The folders that a path leads through, as they are named and as they are."""
+    named = (*folder.absolute().parents, *folder.resolve().parents)
+    return tuple({_identity(parent) for parent in named})
 
 
 def _why_no_file(entry: os.DirEntry[str]) -> str:

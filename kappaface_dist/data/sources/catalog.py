@@ -3,9 +3,8 @@
 Shapes: I images of the dataset, C classes.
 """
 
-import glob
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,20 +12,11 @@ import numpy as np
 
 from kappaface_dist.data.sources.base import LeftOut, Source
 from kappaface_dist.data.sources.class_names import number_by_names
-from kappaface_dist.data.sources.folder import FolderSource
+from kappaface_dist.data.sources.finding import Part, Train, find_sources, open_sources
 from kappaface_dist.data.sources.record import RecordSource
-from kappaface_dist.data.sources.table_source import TableSource
-from kappaface_dist.data.sources.tar_source import TarSource
+from kappaface_dist.data.sources.remote_store import CacheSettings, RemoteFile, shown
 
 logger = logging.getLogger(__name__)
-
-# Kinds of dataset file, by the end of the name.
-FILE_SOURCES: dict[str, Callable[[Path], Source]] = {
-    ".rec": RecordSource,
-    ".tar": TarSource,
-    ".parquet": TableSource,
-    ".arrow": TableSource,
-}
 
 
 @dataclass(frozen=True)
@@ -38,12 +28,24 @@ class Catalog:
         first_image: number of the first image of each source.
         label_I: class of each image, int32.
         count_C: images of each class, int64; a class may have none.
+        parts: the files or the folder that it is made of.
     """
 
     sources: tuple[Source, ...]
     first_image: tuple[int, ...]
     label_I: np.ndarray
     count_C: np.ndarray
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def files(self) -> list[tuple[str, int | None]]:
+        """Name and bytes of each file; a folder has no bytes of its own."""
+        return [
+            (part.name, part.num_bytes)
+            if isinstance(part, RemoteFile)
+            else (part.name, part.stat().st_size if part.is_file() else None)
+            for part in self.parts
+        ]
 
     @property
     def num_images(self) -> int:
@@ -97,30 +99,44 @@ class Catalog:
         raise IndexError(index)
 
 
-def open_catalog(train: str | Path | Sequence[str | Path], *, any_labels: bool = False) -> Catalog:
+def open_catalog(
+    train: Train,
+    *,
+    any_labels: bool = False,
+    cache: CacheSettings | None = None,
+    block: int = 0,
+    found: Sequence[Part] | None = None,
+) -> Catalog:
     """Open a dataset, and log what it has and does not give.
 
     Args:
         train: a .rec file, a WebDataset shard (.tar), a .parquet or .arrow file with the images in
             it; a list of them or a pattern such as "shards/*.rec" (parts of one dataset, in the
             order of their names, sharing their class numbers); a folder that holds train.rec or
-            such files of one kind; or a folder of images with a folder per identity.
+            such files of one kind; or a folder of images with a folder per identity. Records and
+            shards may lie at addresses in object storage: s3://, gs://, https://.
         any_labels: take labels that do not number the classes, for those who renumber them; there
             are no counts then.
+        cache: where files of object storage go; None for the default place and size.
+        block: images per block of the stream that will be read, 0 for a shuffle of all: whether a
+            dataset that is larger than its cache can be read at all depends on it.
+        found: what find_sources() found, where it was asked already.
 
     Raises:
         ValueError: nothing is there, a file is damaged, or its labels do not number the classes.
     """
-    paths = find_sources(train)
-    sources = tuple(open_source(path) for path in paths)
+    parts = tuple(find_sources(train) if found is None else found)
+    sources = tuple(open_sources(parts, cache or CacheSettings(), block))
     number_by_names(sources)
     sizes = [len(source.label_I) for source in sources]
     # A single file's labels stay memory-mapped, shared by all processes of a machine.
     label_I = sources[0].label_I
     if len(sources) > 1:
         label_I = np.concatenate([source.label_I for source in sources])
+        for source, end in zip(sources, np.cumsum(sizes), strict=True):
+            source.label_I = label_I[end - len(source.label_I) : end]  # once is enough
     first_image = tuple(int(first) for first in np.cumsum([0, *sizes[:-1]]))
-    catalog = Catalog(sources, first_image, label_I, np.empty(0, dtype=np.int64))
+    catalog = Catalog(sources, first_image, label_I, np.empty(0, dtype=np.int64), parts)
     if not any_labels:
         below = np.flatnonzero(label_I < 0)
         if len(below):
@@ -130,58 +146,15 @@ def open_catalog(train: str | Path | Sequence[str | Path], *, any_labels: bool =
                 f" on: tools/convert_record.py DATA OUT --renumber --drop-label={label} leaves out"
                 f" the {(label_I == label).sum()} images that have it"
             )
-        catalog = replace(catalog, count_C=count_images(label_I, name=str(train)))
-        for folder in {path.parent for path in paths if path.is_file()}:
+        catalog = replace(catalog, count_C=count_images(label_I, name=shown(str(train))))
+        files = [part for part in parts if isinstance(part, Path) and part.is_file()]
+        for folder in {path.parent for path in files}:
             compare_property(folder / "property", catalog.num_classes)
     left_out = catalog.left_out
     if left_out.total:
-        logger.warning("%s: left out: %s (the first: %s)", train, left_out, left_out.listed[0][0])
+        first = left_out.listed[0][0]
+        logger.warning("%s: left out: %s (the first: %s)", shown(str(train)), left_out, first)
     return catalog
-
-
-def find_sources(train: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files or the folder that `train` of open_catalog() means, without opening them."""
-    if not isinstance(train, (str, Path)):
-        if not train:
-            raise ValueError("the list of record files is empty: name at least one .rec file")
-        paths = [path for item in train for path in find_sources(item)]
-        folders = [path for path in paths if path.is_dir()]
-        if folders and len(paths) > 1:
-            raise ValueError(
-                f"{folders[0]} is a folder in a list of datasets, only files can be listed:"
-                " write it as a record with tools/make_record.py"
-            )
-        return paths
-    path = Path(train)
-    if path.is_dir():
-        if (path / "train.rec").is_file():
-            return [path / "train.rec"]
-        for suffix in FILE_SOURCES:
-            if files := sorted(path.glob(f"*{suffix}")):
-                return files
-        return [path]
-    if path.is_file():
-        return [path]
-    found = sorted(Path(name) for name in glob.glob(str(train), recursive=True))
-    if not found:
-        raise ValueError(
-            f"there is no dataset at {train}: give the path of a .rec, .tar, .parquet or .arrow"
-            " file, a pattern that matches some, or a folder with one folder of images per identity"
-        )
-    return found
-
-
-def open_source(path: Path) -> Source:
-    """Open one file or folder."""
-    if path.is_dir():
-        return FolderSource(path)
-    if path.suffix not in FILE_SOURCES:
-        kinds = ", ".join(FILE_SOURCES)
-        raise ValueError(
-            f"{path} is not a dataset file ({kinds}): give one of those, or a folder with one"
-            " folder of images per identity"
-        )
-    return FILE_SOURCES[path.suffix](path)
 
 
 def count_images(label_I: np.ndarray, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from kappaface_dist.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".names"
-SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+SHARD = re.compile(r"-([0-9]{5})-of-([0-9]{5})$")
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 WRITTEN = re.compile(r"\\(\\|n|r|x[0-9a-f]{2})")
 
@@ -24,6 +24,19 @@ WRITTEN = re.compile(r"\\(\\|n|r|x[0-9a-f]{2})")
 def names_path(data: Path) -> Path:
     """The file of names of a record or shard."""
     return data.with_name(SHARD.sub("", data.stem) + SUFFIX)
+
+
+def missing_parts(names: Sequence[str]) -> list[str]:
+    """Of files named train-00000-of-00008.rec those that are not there, sorted."""
+    missing: set[str] = set()
+    for name in names:
+        path = Path(name)
+        found = SHARD.search(path.stem)
+        if found:
+            stem = path.stem[: found.start()]
+            all_parts = range(int(found[2]))
+            missing |= {f"{stem}-{part:05d}-of-{found[2]}{path.suffix}" for part in all_parts}
+    return sorted(missing - set(names))
 
 
 def write_class_names(data: Path, names: Sequence[str] | None) -> None:

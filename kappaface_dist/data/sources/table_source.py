@@ -50,8 +50,10 @@ class TableSource:
             column = self._blocks.labels(label)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} cannot be read ({error}): copy or rebuild it") from error
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise  # of the disk, not of what pyarrow found in the file
+            raise ValueError(f"{path} is damaged ({_said(error)}): copy or rebuild it") from error
         if column.null_count:
             raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
         if len(column) == 0:
@@ -222,7 +224,7 @@ class _ParquetBlocks:
                 try:
                     group = self._file.read_row_group(block, [self.image], use_threads=False)
                 except (pa.ArrowException, OSError) as error:
-                    raise ValueError(f"row group {block} cannot be read ({error})") from error
+                    raise ValueError(f"row group {block} is damaged ({_said(error)})") from error
                 self._kept[block] = group.column(self.image).combine_chunks()
                 while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
                     self._kept.popitem(last=False)
@@ -231,6 +233,11 @@ class _ParquetBlocks:
 
     def _size(self) -> int:
         return sum(column.nbytes for column in self._kept.values())
+
+
+def _said(error: Exception) -> str:
+    """Of pyarrow's words; the lines below are about its source."""
+    return str(error).strip().partition("\n")[0]
 
 
 def _class_names(schema: Any, label: str) -> list[str] | None:

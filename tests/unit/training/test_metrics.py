@@ -181,3 +181,56 @@ def test_a_full_disk_and_a_folder_that_is_gone_are_named(tmp_path):
     with pytest.raises(RuntimeError, match=r"metrics\.jsonl was deleted while the run"):
         gone.write(2, {"loss": 1.0})
     gone.close()
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_log_on_a_full_disk_is_said_once_and_the_console_goes_on(tmp_path, capsys):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    start_logging(tmp_path)
+    log = logging.getLogger("kappaface_dist.training.trainer")
+    for number in range(3):
+        log.info("line %d", number)
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path}/train.log could not be written: [Errno 28] No space left") == 1
+    assert [f"line {number}" in said for number in range(3)] == [True] * 3
+    assert "Traceback" not in said
+
+
+def test_tensorboard_on_a_full_disk_is_a_sentence(tmp_path, monkeypatch, capsys, caplog):
+    report = reporter(tmp_path, tensorboard=True)
+    report.write(1, {"loss": 1.0})
+    # The writer of its thread; what it is given from now on meets a full disk.
+    thread = report._writer.file_writer.event_writer._async_writer._worker
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    monkeypatch.setattr(thread, "_record_writer", full)
+
+    def write_on():
+        for step in range(2, 2000):
+            report.write(step, {"loss": 1.0})
+            time.sleep(0.001)
+
+    with pytest.raises(RuntimeError, match=r"tensorboard could not be written: .*No space left"):
+        write_on()
+    report.close()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_lines_end_with_the_best_so_far(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "kappaface_dist")
+    first = reporter(tmp_path)
+    first.write(5, {"loss": 3.0}, "step 5")
+    first.write(5, {"accuracy/lfw": 0.9, "accuracy/unseen": 0.6}, "step 5: lfw")
+    first.write(10, {"accuracy/lfw": 0.8, "accuracy/unseen": 0.7}, "step 10: lfw")
+    first.write(10, {"checkpoint_pause_seconds": 0.1}, "checkpoint")
+    first.close()
+    # A start after a stop knows what was before it, and no more: step 10 is done again.
+    second = reporter(tmp_path, first_step=5)
+    second.write(7, {"loss": 2.0}, "step 7")
+    second.close()
+    assert caplog.messages == [
+        "step 5",
+        "step 5: lfw  best lfw 90.00% at step 5, unseen 60.00% at step 5",
+        "step 10: lfw  best lfw 90.00% at step 5, unseen 70.00% at step 10",
+        "checkpoint",
+        "step 7  best lfw 90.00% at step 5, unseen 60.00% at step 5",
+    ]

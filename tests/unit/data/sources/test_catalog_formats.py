@@ -225,7 +225,7 @@ def test_tables_that_are_no_dataset(table, tmp_path):
     with pytest.raises(ValueError, match="1 rows have no label"):
         opened(missing)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(ValueError, match=r"b\.parquet cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.parquet is damaged"):
         open_catalog(tmp_path / "b.parquet")
 
 

@@ -97,6 +97,21 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path):
     assert open_catalog(root).num_images == 5
 
 
+def test_links_to_the_dataset_itself_are_none_of_its_people(tmp_path, monkeypatch):
+    """Neither a person's photos nor a person: everybody would be in it, for a second time."""
+    root = put(tmp_path / "photos", "ann/1.jpg", "ben/in/1.jpg")
+    (root / "ann" / "all").symlink_to(root)
+    (root / "ben" / "in" / "disk").symlink_to(tmp_path)
+    (root / "latest").symlink_to(root)
+    (tmp_path / "mine").symlink_to(root)
+    monkeypatch.chdir(root)
+    for name in (root, tmp_path / "mine", "."):
+        catalog = open_catalog(name)
+        assert list(catalog.class_names) == ["ann", "ben"]
+        assert catalog.num_images == 2
+        assert catalog.left_out.counts == {"a link to a folder that it lies in": 3}
+
+
 @pytest.mark.parametrize("change", ["add", "remove", "deeper", "loose", "empty"])
 def test_a_change_at_any_depth_is_noticed(tmp_path, change):
     root = put(tmp_path, "ann/1.jpg", "ann/2020/may/2.jpg", "ben/1.jpg")

@@ -1,0 +1,1 @@
+"""Who of one set is in another: classes that are one person."""
