@@ -168,9 +168,17 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
     if config.head.logit_cache_bytes:
         candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
     if config.margin.get("name") == "kappaface":
-        candidates["margin.statistic=target_cosine"] = dataclasses.replace(
-            config, margin=config.margin | {"statistic": "target_cosine"}
-        )
+        sums = {"statistic": "resultant", "statistic_dtype": "fp32"}
+        sums |= {key: config.margin[key] for key in sums if key in config.margin}
+        if sums == {"statistic": "resultant", "statistic_dtype": "fp32"}:
+            candidates["margin.statistic_dtype=bf16"] = dataclasses.replace(
+                config, margin=config.margin | {"statistic_dtype": "bf16"}
+            )
+        cosine = {"statistic": "target_cosine"}
+        if sums["statistic_dtype"] != "fp32":
+            cosine["statistic_dtype"] = "fp32"
+        text = " ".join(f"margin.{key}={value}" for key, value in cosine.items())
+        candidates[text] = dataclasses.replace(config, margin=config.margin | cosine)
         scale = {key: config.margin[key] for key in ("scale",) if key in config.margin}
         text = " ".join(["margin.name=arcface", *(f"margin.scale={v}" for v in scale.values())])
         candidates[text] = dataclasses.replace(config, margin={"name": "arcface"} | scale)

@@ -9,6 +9,7 @@ from kappaface_dist.head.margins.base import Images, Margin, MarginState, Target
 CHOICES = {
     "estimator": ("unbiased", "plugin"),
     "statistic": ("resultant", "target_cosine"),
+    "statistic_dtype": ("fp32", "bf16"),
     "first_window": ("neutral", "one"),
 }
 
@@ -23,6 +24,7 @@ class KappaFace(Margin):
         concentration_share: share of the concentration in ψ; the rest is that of the image count.
         statistic: "resultant" measures the spread of a class around its own mean (D + 2 numbers a
             class), "target_cosine" around its centre (2 numbers a class).
+        statistic_dtype: of the D numbers of "resultant"; "bf16": rounded stochastically.
         estimator: of the squared mean resultant length, "unbiased" or, as published, "plugin".
         shrinkage: pseudo-count of images with which a class's ρ² is drawn to the mean of all.
         first_window: until the first refresh z = 0 ("neutral"), or ψ = 1 as released ("one").
@@ -37,6 +39,7 @@ class KappaFace(Margin):
     temperature: float = 0.4
     concentration_share: float = 0.7
     statistic: str = "resultant"
+    statistic_dtype: str = "fp32"
     estimator: str = "unbiased"
     shrinkage: float = 0.0
     first_window: str = "neutral"
@@ -49,6 +52,10 @@ class KappaFace(Margin):
         for field, choices in CHOICES.items():
             value = getattr(self, field)
             require(value in choices, field, value, f"choose {' or '.join(choices)}")
+        halved = self.statistic_dtype == "bf16"
+        allowed = "it is of statistic resultant, take that or leave it out"
+        sound = self.statistic == "resultant" or not halved
+        require(sound, "statistic_dtype", self.statistic_dtype, allowed)
         allowed = "an angle in radians, it must be above 0 and at most π/2 = 1.571"
         require(0.0 < self.margin <= math.pi / 2, "margin", self.margin, allowed)
         for field in ("temperature", "shrinkage", "refresh_steps"):
