@@ -7,8 +7,11 @@ number of ranks, after a resume, and with any version of numpy.
 import numpy as np
 import torch
 
-MASK64 = (1 << 64) - 1
+MASK64, MASK32 = (1 << 64) - 1, (1 << 32) - 1
 GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN32 = 0x9E3779B9
+# Factors of a 32-bit mix (Wellons' lowbias32); `kernels.py` has them too.
+MIX32 = (0x7FEB352D, 0x846CA68B)
 
 
 def mix64(*words: int) -> int:
@@ -44,11 +47,39 @@ def normal(seed: int, counter_X: torch.Tensor) -> torch.Tensor:
     return torch.special.ndtri((_shift(state_X, 12).double() + 0.5) / (1 << 52))
 
 
-def _signed(word: int) -> int:
-    """The 64-bit number with the same bits that int64 has."""
-    return word - (word >> 63 << 64)
+def keys32(key: int, counter_X: torch.Tensor) -> torch.Tensor:
+    """32 well-mixed bits for each counter (int64), as int32, on the counters' device.
+
+    Args:
+        key: 64 bits, of which the lower 32 count.
+    """
+    state_X = counter_X.to(torch.int32) * _signed(GOLDEN32, 32) + _signed(key & MASK32, 32)
+    state_X ^= _shift(state_X, 16, 32)
+    return _mix32(state_X, torch.empty_like(state_X))
 
 
-def _shift(state_X: torch.Tensor, places: int) -> torch.Tensor:
+def bits32(row_R: torch.Tensor, column_W: torch.Tensor) -> torch.Tensor:
+    """32 random bits, int32 [R, W], for each place of a matrix, from `keys32` of its rows and of
+    its columns. All work is in 32 bits, which a processor takes eight at a time.
+    """
+    state_RW = row_R[:, None] ^ column_W
+    return _mix32(state_RW, torch.empty_like(state_RW))
+
+
+def _mix32(state_X: torch.Tensor, spare_X: torch.Tensor) -> torch.Tensor:
+    """In place: multiply, shift, multiply, shift."""
+    for factor, places in zip(MIX32, (15, 16), strict=True):
+        state_X.mul_(_signed(factor, 32))
+        torch.bitwise_right_shift(state_X, places, out=spare_X)
+        state_X ^= spare_X.bitwise_and_((1 << (32 - places)) - 1)
+    return state_X
+
+
+def _signed(word: int, num_bits: int = 64) -> int:
+    """The number with the same bits that a signed type has."""
+    return word - (word >> (num_bits - 1) << num_bits)
+
+
+def _shift(state_X: torch.Tensor, places: int, num_bits: int = 64) -> torch.Tensor:
     """Right shift that brings in zeros, not the sign."""
-    return (state_X >> places) & ((1 << (64 - places)) - 1)
+    return (state_X >> places) & ((1 << (num_bits - places)) - 1)

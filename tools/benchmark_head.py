@@ -3,7 +3,7 @@
     python tools/benchmark_head.py --classes 200000 --batch 512 --json -
     python tools/benchmark_head.py --classes 200000 --batch 512 --ranks 2
     torchrun --nproc_per_node 8 tools/benchmark_head.py --device cuda --dtype bf16 \
-        --classes 10000000 --batch 1024
+        --classes 10000000 --batch 1024 --centre-dtype bf16 --momentum-dtype none
     python tools/benchmark_head.py --all --device cuda --json head.json
 
 --classes and --batch count over all ranks. With --ranks above 1 it starts its own processes, each
@@ -19,20 +19,22 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands
-from kappaface_dist.head import ArcFace, PartialFC, SGDRows
+from kappaface_dist.head import ArcFace, PartialFC
 from kappaface_dist.head.shard import shard_classes
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.planning.dense_head import DenseSide
+from kappaface_dist.planning.dense_head import MOMENTUM, WEIGHT_DECAY, DenseSide
 from kappaface_dist.planning.head_benchmark import (
     HeadSide,
     RandomBatch,
     StreamingSide,
     measure_heads,
 )
+from kappaface_dist.training.optim import build_row_optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}
 CACHED = {**LARGE, "logit_cache_bytes": 2 * 1_250_000 * 1024}
+HALVES = {"centre_dtype": "bf16", "momentum_dtype": "bf16"}
 MB = 1 << 20
 # What each case of --all differs in from the command line's defaults.
 CASES: dict[str, dict[str, Any]] = {
@@ -42,6 +44,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain PyTorch": {**CACHED, "fused": False, "dense": False},
     "whole fp32 centres": {**CACHED, "split": False, "dense": False},
     "bf16 momentum": {**CACHED, "momentum_dtype": "bf16", "dense": False},
+    "bf16 centres and momentum": {**CACHED, **HALVES, "dense": False},
+    "bf16 centres, no momentum": {**CACHED, **HALVES, "momentum_dtype": "none", "dense": False},
     "1 % of the mass skipped": {**CACHED, "skip_mass": 0.01, "near": True, "dense": False},
     **{
         f"chunks of {size} MB": {**CACHED, "chunk_bytes": size * MB, "dense": False}
@@ -75,7 +79,13 @@ def parse_arguments() -> argparse.Namespace:
         "--near", action="store_true", help="images around their classes' centres, not anywhere"
     )
     parser.add_argument("--chunk-bytes", type=int, help="of one chunk of logits")
-    parser.add_argument("--momentum-dtype", choices=sorted(DTYPES))
+    parser.add_argument(
+        "--centre-dtype",
+        choices=sorted(DTYPES),
+        default="fp32",
+        help="of the centres between steps; bf16: rounded stochastically",
+    )
+    parser.add_argument("--momentum-dtype", choices=[*sorted(DTYPES), "none"], default="fp32")
     parser.add_argument("--no-fused", dest="fused", action="store_false", help="no Triton kernels")
     parser.add_argument(
         "--split", action=argparse.BooleanOptionalAction, help="split centres; by default on GPUs"
@@ -97,8 +107,14 @@ def streaming_side(
         ArcFace(),
         sample_rate=1.0 if exact else arguments.sample_rate,
         skip_mass=0.0 if exact else arguments.skip_mass,
-        optimizer=SGDRows(momentum_dtype=DTYPES.get(arguments.momentum_dtype)),
+        optimizer=build_row_optimizer(
+            "sgd",
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            momentum_dtype=DTYPES.get(arguments.momentum_dtype),  # none is in no table
+        ),
         dtype=DTYPES[arguments.dtype],
+        centre_dtype=DTYPES[arguments.centre_dtype],
         logit_cache_bytes=arguments.logit_cache_bytes,
         chunk_bytes=arguments.chunk_bytes,
         split_centres=arguments.split,

@@ -8,6 +8,7 @@ Shapes: C all classes, K classes of this shard, X anything.
 
 import inspect
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from kappaface_dist.checkpoint.pieces import PiecePlanner
 from kappaface_dist.checkpoint.stored import stored_piece
 from kappaface_dist.parallel import ranks as parallel
 
+logger = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -125,6 +127,7 @@ def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) 
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
     shapes |= {name: [num_classes, *tensor.shape[1:]] for name, tensor in sharded.items()}
     _check_shapes(folder, parallel.agree(lambda: stored_shapes(folder)), shapes)
+    say_conversions(folder, sharded)
     _read(folder, one_state(replicated, sharded, num_classes))
 
 
@@ -143,6 +146,19 @@ def load_alone(folder: Path, replicated: Tensors) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
     _check_shapes(folder, stored_shapes(folder), shapes)
     _read(folder, dict(replicated), alone=True)
+
+
+def say_conversions(folder: Path, sharded: Tensors) -> None:
+    """Warn of what a checkpoint holds of a head's state in another number type, or for nothing."""
+    for name, (_, stored) in sorted(stored_tensors(folder).items()) if sharded else ():
+        if name not in sharded:
+            if name.startswith("head.optimizer."):
+                logger.warning("%s holds %s, which this run does not use: left out", folder, name)
+        elif stored != sharded[name].dtype:
+            now = str(sharded[name].dtype).removeprefix("torch.")
+            then = str(stored).removeprefix("torch.")
+            text = "%s holds %s in %s, this run in %s: converted, rounded to the nearest"
+            logger.warning(text, folder, name, then, now)
 
 
 def _check_shapes(

@@ -50,6 +50,7 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
                 f" {[head.num_classes, *tensor.shape[1:]]}: its margin, optimizer and embedding"
                 " size must be the same"
             )
+    checkpoint.say_conversions(folder, state)
     num_old = stored[f"{PREFIX}weight"][0]
     old_class_C = parallel.agree(lambda: _old_classes(identity_map, num_old, head.num_classes))
     old_class_K = torch.from_numpy(old_class_C[head.classes.start : head.classes.stop])
@@ -123,5 +124,5 @@ def _take_rows(
         ).tolist()
         for low in range(first, last, step):
             here = slice(low, min(low + step, last))
-            rows = piece_LX[old_K[here] - start].to(tensor_KX.device)
+            rows = piece_LX[old_K[here] - start].to(tensor_KX.device, tensor_KX.dtype)
             tensor_KX[row_K[here].to(tensor_KX.device)] = rows

@@ -1,9 +1,10 @@
 """What the values of the configuration can be, and which keys contradict each other."""
 
+import itertools
 from typing import Any
 
 from kappaface_dist.config.keys import Config, Distill
-from kappaface_dist.config.rules import all_keys, check_value, shown
+from kappaface_dist.config.rules import Rule, all_keys, check_finite, check_value, shown
 
 RULES = dict(all_keys(Config))
 CHOICES = {name: rule.choices for name, rule in RULES.items() if rule.choices}
@@ -18,6 +19,7 @@ def check_config(config: Config) -> None:
     _check_length(config)
     _check_optimizer(config)
     _check_model(config)
+    _check_sampling(config)
 
 
 def check_choice(key: str, value: object) -> None:
@@ -76,10 +78,16 @@ def _check_optimizer(config: Config) -> None:
         raise ValueError(
             "optimizer.name is 'lamb', which torch does not have: set optimizer.implementation=apex"
         )
-    if config.head.momentum_dtype == "bf16" and optimizer.name != "sgd":
+    head = config.head
+    if head.momentum_dtype != "fp32" and optimizer.name != "sgd":
         raise ValueError(
-            f"head.momentum_dtype is bf16, but optimizer.name is {optimizer.name}, whose state"
-            " stays fp32: use sgd, or leave it fp32"
+            f"head.momentum_dtype is {head.momentum_dtype}, but optimizer.name is {optimizer.name},"
+            " whose state stays fp32: use sgd, or leave it fp32"
+        )
+    if head.second_moment == "row" and optimizer.name == "sgd":
+        raise ValueError(
+            "head.second_moment is row, but optimizer.name is sgd, which has none: use adamw, or"
+            " leave it out"
         )
     if optimizer.cache_embeddings and optimizer.accumulate == 1:
         raise ValueError(
@@ -90,6 +98,27 @@ def _check_optimizer(config: Config) -> None:
         raise ValueError(
             f"backbone.static_graph is true and optimizer.accumulate is {optimizer.accumulate}:"
             " DDP cannot do both, set static_graph to false"
+        )
+
+
+def _check_sampling(config: Config) -> None:
+    name, rates = "head.sample_rate", config.head.sample_rates
+    epochs = [pair[0] for pair in rates if len(pair) == 2]
+    for epoch in epochs:
+        check_finite(name, epoch)
+    whole = all(epoch == int(epoch) for epoch in epochs)
+    rising = all(a < b for a, b in itertools.pairwise(epochs))
+    if not rates or len(epochs) < len(rates) or not whole or not rising or epochs[0] != 0:
+        raise ValueError(
+            f"{name} is {shown(rates)}: give a share, or [epoch, share] pairs with whole and rising"
+            " epochs from 0 on, as [[0, 0.1], [15, 1.0]]"
+        )
+    for _, rate in rates:
+        check_value(name, rate, Rule(above=0, at_most=1))
+    if config.run.epochs is not None and epochs[-1] >= config.run.epochs:
+        raise ValueError(
+            f"{name} has a share from epoch {epochs[-1]:g} on, but the run has only"
+            f" {config.run.epochs:g} epochs, which count from 0: leave it out or run for longer"
         )
 
 

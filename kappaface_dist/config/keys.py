@@ -90,12 +90,16 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Head:
-    # share of the classes that are negatives in a step; 1 is exact
-    sample_rate: float = key(1.0, above=0, at_most=1)
+    # share of the classes that are negatives in a step; 1 is exact; or [[epoch, share], ...], each
+    sample_rate: float | list[list[float]] = key(1.0)  # from its epoch on, as [[0, 0.1], [15, 1]]
     # operands of the head's matrix products
     dtype: str = key("fp32", choices=("fp32", "bf16"))
-    # of sgd's momentum of the centres
-    momentum_dtype: str = key("fp32", choices=("fp32", "bf16"))
+    # of the centres between steps; bf16: rounded stochastically, half the bytes
+    centre_dtype: str = key("fp32", choices=("fp32", "bf16"))
+    # of sgd's momentum of the centres; none: no momentum, at lr / (1 - optimizer.momentum)
+    momentum_dtype: str = key("fp32", choices=("fp32", "bf16", "none"))
+    # of adamw: one for each parameter of a centre, or one for a class
+    second_moment: str = key("element", choices=("element", "row"))
     # per rank: what the second pass need not compute again
     logit_cache_bytes: int = key(0, at_least=0, at_most=1e15)
     # negatives with a cosine above it are left out
@@ -105,6 +109,20 @@ class Head:
     fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
+
+    @property
+    def sample_rates(self) -> list[list[float]]:
+        """[epoch, share] from the first epoch on, rising epochs."""
+        rate = self.sample_rate
+        return rate if isinstance(rate, list) else [[0, rate]]
+
+    @property
+    def largest_sample_rate(self) -> float:
+        return max(rate for _, rate in self.sample_rates)
+
+    def sample_rate_in(self, epoch: int) -> float:
+        """Of a step that begins in this epoch, from 0."""
+        return [rate for first, rate in self.sample_rates if first <= epoch][-1]
 
 
 @dataclass(frozen=True)

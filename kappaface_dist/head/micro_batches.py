@@ -31,7 +31,7 @@ class MicroBatches:
     Args:
         centres: of this shard.
         classes: this shard's.
-        sample_rate, seed: as in PartialFC.
+        seed: as in PartialFC.
 
     Attributes:
         pending: what the second pass needs of those that were differentiated.
@@ -39,11 +39,11 @@ class MicroBatches:
         num_draws: samples drawn in all steps.
     """
 
-    def __init__(self, centres: Centres, classes: range, sample_rate: float, seed: int) -> None:
+    def __init__(self, centres: Centres, classes: range, seed: int) -> None:
         self.pending: list[MicroBatch] = []
         self.num_draws = 0
         self._centres, self._classes = centres, classes
-        self._sample_rate, self._seed = sample_rate, seed
+        self._seed = seed
         self.forget()
 
     def forget(self) -> None:
@@ -52,7 +52,7 @@ class MicroBatches:
         self.num_seen = 0
         self._announced: tuple[Rows, torch.Tensor, torch.Tensor] | None = None
 
-    def announce(self, label_X: torch.Tensor) -> None:
+    def announce(self, label_X: torch.Tensor, sample_rate: float) -> None:
         """As in PartialFC.
 
         Raises:
@@ -63,13 +63,13 @@ class MicroBatches:
                 f"head.announce() after a loss of {self.num_seen} images of the same step: announce"
                 " all labels of a step before its first loss"
             )
-        if self._sample_rate < 1.0:
+        if sample_rate < 1.0:
             label_NX = parallel.all_gather_rows(label_X.long()[None])
-            rows, column_Y = self._draw(label_NX.flatten())
+            rows, column_Y = self._draw(label_NX.flatten(), sample_rate)
             self._announced = rows, column_Y.view_as(label_NX), label_NX
 
     def rows(
-        self, label_G: torch.Tensor, *, learning: bool
+        self, label_G: torch.Tensor, sample_rate: float, *, learning: bool
     ) -> tuple[Rows, torch.Tensor, torch.Tensor]:
         """(rows to use, each image's column among them, whether it is what was announced).
 
@@ -78,7 +78,7 @@ class MicroBatches:
                 nothing, other labels.
         """
         if self._announced is None or not learning:
-            return *self._draw(label_G), torch.ones_like(label_G, dtype=torch.bool)
+            return *self._draw(label_G, sample_rate), torch.ones_like(label_G, dtype=torch.bool)
         rows, column_NX, label_NX = self._announced
         num_ranks, num_announced = label_NX.shape
         last = self.num_seen + len(label_G) // num_ranks
@@ -93,12 +93,12 @@ class MicroBatches:
             check_announced(as_announced_G)
         return rows, column_NX[:, place].flatten(), as_announced_G
 
-    def _draw(self, label_Y: torch.Tensor) -> tuple[Rows, torch.Tensor]:
+    def _draw(self, label_Y: torch.Tensor, sample_rate: float) -> tuple[Rows, torch.Tensor]:
         owned_Y = (label_Y >= self._classes.start) & (label_Y < self._classes.stop)
         local_id_Y = torch.where(owned_Y, label_Y - self._classes.start, 0)
         seed = mix64(self._seed, self.num_draws, self._classes.start)
         self.num_draws += 1
-        return choose_rows(self._centres, local_id_Y, owned_Y, self._sample_rate, seed)
+        return choose_rows(self._centres, local_id_Y, owned_Y, sample_rate, seed)
 
     def numbers(self, num_images: int, device: torch.device) -> torch.Tensor:
         """The numbers in the step of the next loss's images [G], however the step is cut."""

@@ -16,6 +16,7 @@ from kappaface_dist.head.checks import batch_evidence, check_images, check_label
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.micro_batches import MicroBatches, observe
+from kappaface_dist.head.rounding import Rounding
 from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
 from kappaface_dist.head.softmax.gathered import GlobalBatch, gather_batch
@@ -34,6 +35,7 @@ class PartialFC(torch.nn.Module):
 
     All ranks hand in equally many images; constructing, calling, `refresh` and `end_epoch` are
     collective. The loss is a global mean and DDP averages over ranks: gradients are times N.
+    `softmax`, its settings, may be replaced between steps.
 
     Args:
         num_classes, embedding_size: C, over all ranks, and D.
@@ -41,19 +43,15 @@ class PartialFC(torch.nn.Module):
         images_per_class: images of every class in the dataset [C], for KappaFace; None: unknown.
         sample_rate: share of the shard's classes used as negatives in each step; 1 is exact.
         optimizer: how `step` updates the centres.
-        dtype: of the operands of the matrix products: float32 or bfloat16 (centres are then held in
-            float32), or float64 for everything.
-        logit_cache_bytes: how much of the first pass's result the second may use again, kept in
-            bf16, over all micro-batches of a step; the rest is computed twice.
-        filter_threshold: negatives whose cosine is above it are left out of the loss, as probable
-            images of the target's person under another label; None: none.
-        split_centres: hold the centres as halves, the upper one the operand of bf16 products
-            (`softmax/rows.py`), in order for whoever asks; None: with bfloat16 on a GPU.
+        dtype: of the operands of the products: float32 or bfloat16, or float64 for everything.
+        centre_dtype: of the centres between steps; bfloat16: rounded stochastically; None: float32.
+        logit_cache_bytes: how much of a step's logits the second pass may use again, kept in bf16.
+        filter_threshold: negatives with a cosine above it are left out of the loss; None: none.
+        split_centres: hold fp32 centres as halves (`softmax/rows.py`); None: bfloat16 on a GPU.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
-        skip_mass: share of the negatives' mass that `step` may leave out of the centres' gradient
-            as negligible tiles, bounded and counted (`softmax/negligible.py`); 0 is exact.
+        skip_mass: share of the negatives' mass that `step` may leave out (`softmax/negligible.py`).
         fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
-        seed: the initial centre of a class depends on (seed, class) alone.
+        seed, device: of the initial centres, which depend on (seed, class) alone; of the shard.
     """
 
     def __init__(
@@ -66,6 +64,7 @@ class PartialFC(torch.nn.Module):
         sample_rate: float = 1.0,
         optimizer: RowOptimizer | None = None,
         dtype: torch.dtype = torch.float32,
+        centre_dtype: torch.dtype | None = None,
         logit_cache_bytes: int = 0,
         filter_threshold: float | None = None,
         split_centres: bool | None = None,
@@ -83,6 +82,7 @@ class PartialFC(torch.nn.Module):
             largest_cosine=self.margin.largest_cosine,
             sample_rate=sample_rate,
             dtype=dtype,
+            centre_dtype=centre_dtype,
             logit_cache_bytes=logit_cache_bytes,
             filter_threshold=filter_threshold,
             split_centres=split_centres,
@@ -96,20 +96,21 @@ class PartialFC(torch.nn.Module):
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        weight_KD = initial_centres(self.classes, embedding_size, seed, self.state_dtype, device)
+        kept_dtype = centre_dtype or self.state_dtype
+        weight_KD = initial_centres(self.classes, embedding_size, seed, kept_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
         self._centres = Centres(weight_KD, split=self.softmax.splits_centres(device))
         self.class_margins = ClassMargins(
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
-        self._batches = MicroBatches(self._centres, self.classes, sample_rate, seed)
+        self._batches = MicroBatches(self._centres, self.classes, seed)
         self._last: GlobalBatch | None = None  # the batch just seen
         self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
     @property
     def weight_KD(self) -> torch.Tensor:
-        """The raw centres of this shard; put in order first if they are split."""
+        """The raw centres of this shard as they are kept; put in order first if they are split."""
         return self._centres.plain()
 
     def forward(
@@ -138,12 +139,12 @@ class PartialFC(torch.nn.Module):
         with torch.no_grad():
             if learning and not self._batches.num_seen:
                 self.class_margins.start_step()
-            dtype = self.softmax.dtype
+            dtype, rate = self.softmax.dtype, self.softmax.sample_rate
             batch = gather_batch(unit_BD, label_B, marks, dtype, self.classes, norm_B)
             self._last, label_G = batch, batch.label_G
             if self.refuses_labels:
                 check_labels(label_G, self.num_classes)
-            rows, column_G, announced_G = self._batches.rows(label_G, learning=learning)
+            rows, column_G, announced_G = self._batches.rows(label_G, rate, learning=learning)
             room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
             result = first_pass(
                 batch,
@@ -165,14 +166,13 @@ class PartialFC(torch.nn.Module):
 
     def announce(self, label_X: torch.Tensor) -> None:
         """Draw one sample for all losses of a step, from their labels in order. Collective."""
-        self._batches.announce(label_X)
+        self._batches.announce(label_X, self.softmax.sample_rate)
 
     @torch.no_grad()
     def step(
         self, lr: float, *, loss_scale: torch.Tensor | float = 1.0, skip: torch.Tensor | None = None
     ) -> None:
-        """Second pass, for every loss that was differentiated since the last step: the gradient and
-        the update of this shard's centres, chunk by chunk.
+        """Second pass: the shard's centres learn from all losses differentiated since the last one.
 
         Args:
             loss_scale: what the loss was multiplied with before backward().
@@ -182,7 +182,8 @@ class PartialFC(torch.nn.Module):
         for batch in batches:
             self.skipped.add(batch.tiles)
         self._centres.arrange()
-        update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip)
+        rounding = Rounding.of_step(self.seed, self.num_steps, self.classes.start)
+        update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip, rounding)
         observe(self.margin, self.class_margins.state, batches, skip)
         self.discard()
         self.num_steps += 1
@@ -244,7 +245,6 @@ class PartialFC(torch.nn.Module):
 
     @torch.no_grad()
     def batch_evidence(self) -> torch.Tensor:
-        """What is wrong with the batch just seen: the numbers of a `checks.BatchEvidence`; to be
-        asked for before `step`. Nothing waits for the device; all ranks get the same."""
+        """The numbers of a `checks.BatchEvidence` on the batch just seen, before `step`."""
         assert self._last is not None, "head.batch_evidence() without a batch since the last step"
         return batch_evidence(self._last.embedding_GD, self._last.label_G, self.num_classes)

@@ -41,7 +41,7 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
     ]
     cached, accumulate = config.optimizer.cache_embeddings, config.optimizer.accumulate
     announced = []
-    if accumulate > 1 and not cached and config.head.sample_rate < 1.0:
+    if accumulate > 1 and not cached and config.head.largest_sample_rate < 1.0:
         labels = config.data.batch_size * accumulate * 8
         announced.append(PlannedCall("label_all_gather", "all_gather", labels))
     passes = head_calls(config, num_ranks) * (1 if cached else accumulate)

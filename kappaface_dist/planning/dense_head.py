@@ -14,6 +14,7 @@ from kappaface_dist.parallel import ranks as parallel
 
 # So small that the centres hardly move while they are timed: converged images would be skipped.
 LR = 1e-5
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class _Gather(torch.autograd.Function):
@@ -55,7 +56,11 @@ class DenseSide(torch.nn.Module):
         weight_KD = initial_centres(self.classes, embedding_size, 0, torch.float32, device)
         self.weight_KD = torch.nn.Parameter(weight_KD)
         self.optimizer = torch.optim.SGD(
-            self.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4, foreach=False
+            self.parameters(),
+            lr=LR,
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            foreach=False,
         )
 
     def forward(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 Shapes: B images on this rank, H W image size, C all classes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -15,14 +17,20 @@ from kappaface_dist.training.build import Learner, build_head, build_learner
 IMAGES_PER_CLASS = 40  # as plan.py takes where it is not told
 
 
+def at_largest_rate(config: Config) -> Config:
+    """The job in the epochs of its largest sample rate, where it needs most."""
+    head = replace(config.head, sample_rate=config.head.largest_sample_rate)
+    return replace(config, head=head)
+
+
 def made_up_head(config: Config, num_classes: int, device: torch.device) -> PartialFC:
-    """The head of config for classes of equal size."""
-    return build_head(config, np.full(num_classes, IMAGES_PER_CLASS), device)
+    """The head of config for classes of equal size, at its largest sample rate."""
+    return build_head(at_largest_rate(config), np.full(num_classes, IMAGES_PER_CLASS), device)
 
 
 def made_up_job(config: Config, num_classes: int, device: torch.device) -> Learner:
-    """What learns in a run of config, for classes of equal size."""
-    return build_learner(config, np.full(num_classes, IMAGES_PER_CLASS), device)
+    """What learns in a run of config, for classes of equal size, at its largest sample rate."""
+    return build_learner(at_largest_rate(config), np.full(num_classes, IMAGES_PER_CLASS), device)
 
 
 def random_batches(config: Config, num_classes: int, device: torch.device) -> list[Batch]:

@@ -71,7 +71,7 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     per_class = bytes_per_class(config, size.num_ranks)
     items = {name: int(slope * rows) for name, slope in per_class.items()}
     num_images = micro_batch_images(config, size)
-    used = sample_size(rows, config.head.sample_rate, step_images(config, size))
+    used = sample_size(rows, config.head.largest_sample_rate, step_images(config, size))
     items["logit_cache"] = cache_bytes(config, num_images, used, device_type)
     items["held_embeddings"] = held_bytes(config, size)
     if config.margin.get("source") == "memory":
@@ -81,7 +81,7 @@ def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int
     items["head_buffers"] = buffer_bytes(config, used, size, device_type)
     if used < rows:
         # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
-        drawing = int(sampling_bytes_per_class(config.head.sample_rate) * rows)
+        drawing = int(sampling_bytes_per_class(config.head.largest_sample_rate) * rows)
         drawing += 8 * num_images * config.backbone.embedding_size
         items["head_buffers"] = max(items["head_buffers"] + 8 * used, drawing)
     return items

@@ -161,6 +161,9 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
         candidates["precision=bf16"] = dataclasses.replace(config, precision="bf16")
     if config.optimizer.name == "sgd":
         candidates["head.momentum_dtype=bf16"] = changed("head", momentum_dtype="bf16")
+        for dtype in ("bf16", "none"):
+            text = f"head.centre_dtype=bf16 head.momentum_dtype={dtype}"
+            candidates[text] = changed("head", centre_dtype="bf16", momentum_dtype=dtype)
     else:
         candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
     if config.head.logit_cache_bytes:
@@ -172,14 +175,19 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
             candidates["margin.source=batch"] = dataclasses.replace(
                 config, margin=config.margin | lighter
             )
+        sums = {"statistic": "resultant", "statistic_dtype": "fp32"}
+        sums |= {key: config.margin[key] for key in sums if key in config.margin}
+        if sums == {"statistic": "resultant", "statistic_dtype": "fp32"}:
+            candidates["margin.statistic_dtype=bf16"] = dataclasses.replace(
+                config, margin=config.margin | {"statistic_dtype": "bf16"}
+            )
+        if sums["statistic_dtype"] != "fp32":
+            lighter["statistic_dtype"] = "fp32"
         if config.margin.get("estimator") in ("released", "empirical_bayes"):
             lighter["estimator"] = "unbiased"
-        text = " ".join(
-            f"margin.{k}={v}" for k, v in {"statistic": "target_cosine", **lighter}.items()
-        )
-        candidates[text] = dataclasses.replace(
-            config, margin=config.margin | {"statistic": "target_cosine"} | lighter
-        )
+        cosine = {"statistic": "target_cosine", **lighter}
+        text = " ".join(f"margin.{key}={value}" for key, value in cosine.items())
+        candidates[text] = dataclasses.replace(config, margin=config.margin | cosine)
         scale = {key: config.margin[key] for key in ("scale",) if key in config.margin}
         text = " ".join(["margin.name=arcface", *(f"margin.scale={v}" for v in scale.values())])
         candidates[text] = dataclasses.replace(config, margin={"name": "arcface"} | scale)

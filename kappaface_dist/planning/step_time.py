@@ -134,7 +134,9 @@ def step_seconds(
 def head_seconds(config: Config, size: JobSize, device: Device) -> float:
     """Both passes over the rows in use: products, and the traffic of centres and their state."""
     images = micro_batch_images(config, size)
-    rows = sample_size(size.classes_per_rank, config.head.sample_rate, step_images(config, size))
+    rows = sample_size(
+        size.classes_per_rank, config.head.largest_sample_rate, step_images(config, size)
+    )
     flops, num_bytes = head_work(config, images, rows, device.kind)
     half = config.head.dtype == "bf16" and device.kind == "cuda"
     model = PRODUCT_SHARE * (device.half_flops if half else device.flops)

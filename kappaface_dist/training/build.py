@@ -151,14 +151,12 @@ def build_network(config: Config, device: torch.device, *, initial: bool = False
     torch.manual_seed(config.run.seed)
     section = config.backbone
     network = new_network(config)
-    if section.init is not None and not initial:
-        path = section.init
+    if (path := section.init) is not None and not initial:
         if path.endswith((".pth", ".pt")):
             parallel.agree(lambda: load_published(path, network))
         else:
             start, settings = parallel.agree(lambda: load_backbone(path))
-            wanted = backbone_settings(config)
-            if settings != wanted:
+            if settings != (wanted := backbone_settings(config)):
                 raise ValueError(
                     f"backbone.init {path} holds {settings}, the configuration wants {wanted}:"
                     " make them equal"
@@ -216,14 +214,16 @@ def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> Par
         config.backbone.embedding_size,
         build_margin(**config.margin),
         images_per_class=count_C,
-        sample_rate=config.head.sample_rate,
+        sample_rate=config.head.sample_rate_in(0),
         optimizer=build_row_optimizer(
             config.optimizer.name,
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
-            momentum_dtype=DTYPES[config.head.momentum_dtype],
+            momentum_dtype=DTYPES.get(config.head.momentum_dtype),  # none is in no table
+            square_by_row=config.head.second_moment == "row",
         ),
         dtype=DTYPES[config.head.dtype],
+        centre_dtype=DTYPES[config.head.centre_dtype],
         logit_cache_bytes=config.head.logit_cache_bytes,
         filter_threshold=config.head.filter_threshold,
         skip_mass=config.head.skip_mass,

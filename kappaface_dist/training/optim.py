@@ -91,9 +91,22 @@ def _apex_optimizer(
 
 
 def build_row_optimizer(
-    name: str, *, momentum: float, weight_decay: float, momentum_dtype: torch.dtype
+    name: str,
+    *,
+    momentum: float,
+    weight_decay: float,
+    momentum_dtype: torch.dtype | None,
+    square_by_row: bool = False,
 ) -> RowOptimizer:
-    """The same optimizer for the rows of the head; momentum_dtype is sgd's alone."""
-    if name == "sgd":
-        return SGDRows(momentum, weight_decay, momentum_dtype)
-    return AdamWRows(weight_decay=weight_decay)
+    """The same optimizer for the rows of the head.
+
+    Args:
+        momentum_dtype: sgd's; None: it keeps none, and moves at lr / (1 − momentum) at once, as far
+            as with momentum in the end.
+        square_by_row: of adamw.
+    """
+    if name != "sgd":
+        return AdamWRows(weight_decay=weight_decay, square_by_row=square_by_row)
+    if momentum_dtype is None:
+        return SGDRows(0.0, weight_decay, lr_factor=1.0 / (1.0 - momentum))
+    return SGDRows(momentum, weight_decay, momentum_dtype)

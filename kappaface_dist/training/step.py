@@ -7,12 +7,13 @@ a batch, only where they are accumulated):
 
 - accumulation: forward and backward of each micro-batch; the head keeps what its second pass needs.
 - cached embeddings: a forward pass of all micro-batches without a graph, the head once for all of
-  them, then forward and backward again of each (Gao et al., RepL4NLP 2021, "GradCache"). The head
-  goes over its centres once instead of k times.
+  them, then forward and backward again of each (Gao et al., RepL4NLP 2021, "GradCache").
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch.profiler import record_function
@@ -26,6 +27,7 @@ from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 from kappaface_dist.training.encoder import encode, follow
 
+logger = logging.getLogger(__name__)
 Phase = Callable[[str], AbstractContextManager]
 # Takes a loss, and the micro-batches that the head has seen in the step.
 Check = Callable[[torch.Tensor, Sequence[Batch]], None]
@@ -59,6 +61,7 @@ def train_step(
             each epoch that ended in it.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
+    _sample(learner, epoch)
     frozen = backbone_factor == 0.0
     # Frozen means its running statistics too.
     learner.backbone.train(not frozen)
@@ -113,9 +116,16 @@ def _update_backbone(
 
 
 def _autocast(learner: Learner) -> torch.autocast:
-    precision = learner.config.precision
-    kind = learner.device.type
+    precision, kind = learner.config.precision, learner.device.type
     return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
+
+
+def _sample(learner: Learner, epoch: int) -> None:
+    """Take the share of the classes that the configuration has for this epoch."""
+    head, rate = learner.head, learner.config.head.sample_rate_in(epoch)
+    if rate != head.softmax.sample_rate:
+        logger.info("epoch %d: head.sample_rate is %g from here on", epoch, rate)
+        head.softmax = replace(head.softmax, sample_rate=rate)
 
 
 def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:

@@ -22,6 +22,8 @@ CASES = {
     "no cache": (["head.logit_cache_bytes=0"], {}),
     "filter": (["head.filter_threshold=0.4"], {}),
     "bf16 momentum": (["head.momentum_dtype=bf16"], {}),
+    "bf16 centres": (["head.centre_dtype=bf16", "head.momentum_dtype=none"], {}),
+    "bf16 centres, plain": (["head.centre_dtype=bf16", "head.fused=false"], {}),
     "adamw": (["optimizer.name=adamw"], {}),
     "sampled": (["head.sample_rate=0.1"], {}),
     "accumulated": (["optimizer.accumulate=3"], {}),

@@ -77,6 +77,7 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
         ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "margin.name=arcface"],
         ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
         ["head.skip_mass=0.01"],
+        ["head.centre_dtype=bf16", "head.momentum_dtype=none", "head.sample_rate=0.2"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -117,12 +118,11 @@ def test_the_largest_number_of_classes_is_where_it_stops_fitting(load):
         for num_classes, fits in ((int(0.99 * largest), True), (int(1.01 * largest), False)):
             assert make_plan(config, JobSize(num_classes, 1, 8), device).fits == fits
         advice = dict(remedies(config, JobSize(2 * largest, 1, 8), device))
-    # Statistics of kappaface cost about a third, momentum in bf16 saves a sixth.
-    assert list(advice) == [
-        "margin.name=arcface",
-        "margin.statistic=target_cosine",
-        "head.momentum_dtype=bf16",
-    ]
+    # Of 12 D bytes a class centres, momentum and statistics cost 4 D each.
+    halves = "head.centre_dtype=bf16 head.momentum_dtype="
+    assert list(advice)[:2] == [f"{halves}none", "margin.name=arcface"]  # 6 D, 8 D
+    assert set(list(advice)[2:4]) == {f"{halves}bf16", "margin.statistic=target_cosine"}
+    assert set(list(advice)[4:]) == {"head.momentum_dtype=bf16", "margin.statistic_dtype=bf16"}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class ClassMargins:
                 margin,
                 device,
                 counted=images_per_class is not None,
+                first_class=classes.start,
             )
             if margin.source == "memory":
                 assert images_per_class is not None
@@ -211,6 +212,7 @@ class ClassMargins:
         numbers: dict[str, Any] = {"num_refreshes": self.num_refreshes}
         if self.statistics is not None:
             numbers["epoch_weights"] = list(self.statistics.epoch_weights)
+            numbers["num_adds"] = self.statistics.num_adds
         return numbers
 
     def load_counters(self, counters: dict[str, Any]) -> None:
@@ -219,6 +221,7 @@ class ClassMargins:
         if (statistics := self.statistics) is not None:
             earlier, present = counters.get("epoch_weights", statistics.most_epoch_weights())
             statistics.epoch_weights = (earlier, present)
+            statistics.num_adds = counters.get("num_adds", 0)
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""

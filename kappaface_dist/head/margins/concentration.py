@@ -34,6 +34,7 @@ from kappaface_dist.head.margins.resultant import (
     squared_resultant,
     towards_mean,
 )
+from kappaface_dist.head.rounding import Rounding
 
 # S is reduced this many rows at a time: ‖S‖² in float64 needs no second K x D matrix, and what it
 # needs stays in a processor's cache.
@@ -43,6 +44,7 @@ REFRESH_ROWS = 256
 MIN_EFFECTIVE_SIZE = 2.0 - 1e-3
 # Decayed images below this weight in all are forgotten: their squares would leave fp32's range.
 FORGOTTEN_WEIGHT = 1e-6
+ROUNDING_SEED = 0x5EED  # other than a run's, for its centres
 
 
 class ClassStatistics:
@@ -51,9 +53,11 @@ class ClassStatistics:
     Args:
         count_K: n, images of each class in the dataset.
         counted: whether count_K is known; only then does it bound what is measured.
+        first_class: of the shard.
 
     Attributes:
-        sum_KX: S of the present epoch [K, D], or the sum of target cosines [K]; fp32.
+        sum_KX: S of the present epoch [K, D], fp32 or bf16, or the sum of target cosines [K].
+        num_adds: of micro-batches, which the rounding of a bf16 S depends on.
         weight_K: a, fp32.
         squared_weight_K: q, fp32; None where the statistic does without.
         past_K3: Σ (‖S‖² − q), Σ (a² − q) and Σ q of earlier epochs, fp32; None where none is kept.
@@ -69,15 +73,17 @@ class ClassStatistics:
         device: torch.device,
         *,
         counted: bool = True,
+        first_class: int = 0,
     ):
         num_rows = len(count_K)
         resultant = margin.statistic == "resultant"
         self.margin = margin
         self.embedding_size = embedding_size
         self.count_K = count_K.to(device=device, dtype=torch.int32)
-        self.counted = counted
         shape = (num_rows, embedding_size) if resultant else (num_rows,)
-        self.sum_KX = torch.zeros(shape, device=device)
+        dtype = torch.bfloat16 if margin.statistic_dtype == "bf16" else torch.float32
+        self.sum_KX = torch.zeros(shape, dtype=dtype, device=device)
+        self.counted, self.num_adds, self.first_class = counted, 0, first_class
         self.weight_K = torch.zeros(num_rows, device=device)
         self.squared_weight_K = torch.zeros(num_rows, device=device) if resultant else None
         # A window that is one epoch and forgets all of it needs no past.
@@ -99,13 +105,19 @@ class ClassStatistics:
         On a GPU, index_add_ repeats bit by bit under torch.use_deterministic_algorithms.
         """
         self.epoch_weights = (self.epoch_weights[0], 1.0)
+        self.num_adds += 1
         if len(self.weight_K) == 0:
             return
         if self.margin.statistic == "resultant":
             # Embeddings gathered in bf16 are not of unit length any more.
-            value_GX = torch.nn.functional.normalize(embedding_GD.to(self.sum_KX.dtype), dim=1)
+            value_GX = torch.nn.functional.normalize(embedding_GD.float(), dim=1)
             used_G = used_G & value_GX.isfinite().all(dim=1)
-            self.sum_KX.index_add_(0, local_id_G, value_GX.where(used_G[:, None], 0.0))
+            value_GX = value_GX.where(used_G[:, None], 0.0)
+            if self.sum_KX.dtype == torch.bfloat16:
+                rounding = Rounding.of_step(ROUNDING_SEED, self.num_adds, self.first_class)
+                rounding.add(self.sum_KX, local_id_G, value_GX)
+            else:
+                self.sum_KX.index_add_(0, local_id_G, value_GX)
         else:
             used_G = used_G & cosine_G.isfinite()
             cosine_G = cosine_G.to(self.sum_KX.dtype).where(used_G, 0.0)

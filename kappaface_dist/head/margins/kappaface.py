@@ -9,6 +9,7 @@ from kappaface_dist.head.margins.base import Images, Margin, MarginState, Target
 CHOICES = {
     "source": ("batch", "encoder", "memory"),
     "statistic": ("resultant", "target_cosine"),
+    "statistic_dtype": ("fp32", "bf16"),
     "estimator": ("unbiased", "empirical_bayes", "plugin", "released"),
     "standardise": ("measured", "robust", "logarithmic", "released"),
     "beyond_pi": ("line", "cosine"),
@@ -29,6 +30,7 @@ class KappaFace(Margin):
             for each image, of which 0.9 is the training pass's (`image_memory.py`).
         statistic: "resultant" measures the spread of a class around its own mean (D + 2 numbers a
             class), "target_cosine" around its centre (2 numbers a class).
+        statistic_dtype: of the D numbers of "resultant"; "bf16": rounded stochastically.
         estimator: of the squared mean resultant length, "unbiased"; "empirical_bayes", drawn to the
             mean of all as far as its sampling error asks for; as published, "plugin"; or
             "released", over the dataset's number of images, with every class measured.
@@ -50,6 +52,7 @@ class KappaFace(Margin):
     concentration_share: float = 0.7
     source: str = "batch"
     statistic: str = "resultant"
+    statistic_dtype: str = "fp32"
     estimator: str = "unbiased"
     standardise: str = "measured"
     shrinkage: float = 0.0
@@ -64,6 +67,10 @@ class KappaFace(Margin):
         for field, choices in CHOICES.items():
             value = getattr(self, field)
             require(value in choices, field, value, f"choose {' or '.join(choices)}")
+        halved = self.statistic_dtype == "bf16"
+        allowed = "it is of statistic resultant, take that or leave it out"
+        sound = self.statistic == "resultant" or not halved
+        require(sound, "statistic_dtype", self.statistic_dtype, allowed)
         allowed = "an angle in radians, it must be above 0 and at most π/2 = 1.571"
         require(0.0 < self.margin <= math.pi / 2, "margin", self.margin, allowed)
         for field in ("temperature", "shrinkage", "refresh_steps"):

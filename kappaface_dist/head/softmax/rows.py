@@ -3,6 +3,7 @@
 Plain: fp32 [K, D]. Split, for bf16 products: the same bytes with each row's upper 16-bit halves
 first, its lower halves behind them. The upper half of an fp32 number is a bf16 number (truncated),
 so the matrix products read their operand in place, and no centre is stored or converted twice.
+Or bf16 alone, rounded as in `rounding.py`.
 Shapes: K classes of this shard, R rows of one chunk, S the rows in use (all K, or those that were
 sampled), D embedding size, X anything.
 """
@@ -14,6 +15,11 @@ import torch
 
 # Rows rearranged at a time when the layout of the whole shard changes.
 LAYOUT_ROWS = 4096
+
+
+def value_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which centres held in dtype are computed with."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def split_rows(weight_RD: torch.Tensor) -> torch.Tensor:
@@ -63,6 +69,12 @@ class Rows:
         if self.index_S is not None:
             tensor_KX.index_copy_(0, self.index_S[first:last], rows_RX)
 
+    def numbers(self, first: int, last: int) -> torch.Tensor:
+        """Which rows of the shard first..last-1 are, int64."""
+        if self.index_S is None:
+            return torch.arange(first, last, device=self.weight_KD.device)
+        return self.index_S[first:last]
+
     def operand(self, chunk_RD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What the matrix products read of a chunk that `select` gave, in dtype."""
         if self.split:
@@ -70,8 +82,8 @@ class Rows:
         return chunk_RD.to(dtype)
 
     def centres(self, chunk_RD: torch.Tensor) -> torch.Tensor:
-        """The values of a chunk: itself, or a copy when split."""
-        return join_rows(chunk_RD) if self.split else chunk_RD
+        """The values of a chunk: itself, or a copy when split or bf16."""
+        return join_rows(chunk_RD) if self.split else chunk_RD.to(value_dtype(chunk_RD.dtype))
 
     def centres_of(self, local_id_G: torch.Tensor) -> torch.Tensor:
         """Raw centres [G, D] of the images' classes, by row of the whole shard."""

@@ -16,7 +16,7 @@ from kappaface_dist.head.softmax.loss import inverse_denominators
 from kappaface_dist.head.softmax.negligible import Tiles
 from kappaface_dist.head.softmax.peaks import scale_down
 from kappaface_dist.head.softmax.products import multiply
-from kappaface_dist.head.softmax.rows import Rows
+from kappaface_dist.head.softmax.rows import Rows, value_dtype
 from kappaface_dist.head.softmax.settings import Softmax, inverse_norms
 from kappaface_dist.head.softmax.streaming import Chunks
 
@@ -165,7 +165,8 @@ def gradient(
 def whole_gradient(batches: list[MicroBatch], softmax: Softmax) -> torch.Tensor:
     """d objective / d w [K, D] of the whole shard; zero for rows that are not in use."""
     rows = batches[0].rows
-    gradient_KD, targets = torch.zeros_like(rows.weight_KD), TargetTerms(batches)
+    dtype = value_dtype(rows.weight_KD.dtype)
+    gradient_KD, targets = torch.zeros_like(rows.weight_KD, dtype=dtype), TargetTerms(batches)
     for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
         place = slice(first, last) if rows.index_S is None else rows.index_S[first:last]
         gradient_KD[place] = gradient(rows.centres(chunk_RD), h_RD, targets, first)

@@ -34,6 +34,8 @@ class Softmax:
         dtype: of the operands of the matrix products.
         sample_rate: share of the shard's classes used as negatives in each step.
         logit_cache_bytes: of the first pass's result that the second may use again.
+        centre_dtype: of the centres between steps: float32, or bfloat16 rounded stochastically;
+            None: float64 where the products are, otherwise float32.
         filter_threshold: negatives with a cosine above it are left out (Z, U and h); None: none.
         split_centres: hold the centres as halves (`rows.py`); None: by dtype and device.
         chunk_bytes: of one chunk of logits; None: by the device.
@@ -51,6 +53,7 @@ class Softmax:
     dtype: torch.dtype = torch.float32
     sample_rate: float = 1.0
     logit_cache_bytes: int = 0
+    centre_dtype: torch.dtype | None = None
     filter_threshold: float | None = None
     split_centres: bool | None = None
     chunk_bytes: int | None = None
@@ -86,6 +89,15 @@ class Softmax:
                 f"head.skip_mass is {self.skip_mass}, but this margin changes the other classes'"
                 " logits, whose mass is then not their gradient's: set it to 0"
             )
+        if self.centre_dtype == torch.bfloat16 and self.dtype == torch.float64:
+            raise ValueError(
+                "head.centre_dtype is bf16, but the products are in float64: use fp32 or bf16"
+            )
+        if self.centre_dtype == torch.bfloat16 and self.split_centres:
+            raise ValueError(
+                "head.split_centres is for centres of two halves, but head.centre_dtype is bf16,"
+                " the upper one alone: leave it out"
+            )
         if self.split_centres and self.dtype != torch.bfloat16:
             raise ValueError(
                 f"head.split_centres needs bf16 products, but head.dtype is {self.dtype}: set it"
@@ -109,6 +121,8 @@ class Softmax:
         """split_centres, or by default where the products would otherwise convert each centre."""
         if self.split_centres is not None:
             return self.split_centres
+        if self.centre_dtype == torch.bfloat16:
+            return False
         return self.dtype == torch.bfloat16 and device.type == "cuda"
 
     def kernels(self, device: torch.device) -> ModuleType | None:

@@ -175,6 +175,10 @@ def test_a_state_that_only_sgd_has(write):
     assert load_config(path, ["head.momentum_dtype=bf16"]).head.momentum_dtype == "bf16"
     with pytest.raises(ValueError, match="whose state stays fp32"):
         load_config(path, ["head.momentum_dtype=bf16", "optimizer.name=adamw"])
+    with pytest.raises(ValueError, match=r"none, but optimizer\.name is adamw"):
+        load_config(path, ["head.momentum_dtype=none", "optimizer.name=adamw"])
+    with pytest.raises(ValueError, match=r"row, but optimizer\.name is sgd"):
+        load_config(path, ["head.second_moment=row"])
 
 
 def test_what_ddp_cannot_do(write):
@@ -209,3 +213,40 @@ def test_settings_of_long_runs_are_checked(tmp_path, override, message):
     (tmp_path / "config.yaml").write_text("run: {steps: 3}\ndata: {train: x.rec}\n")
     with pytest.raises(ValueError, match=message):
         load_config(tmp_path / "config.yaml", [override])
+
+
+SCHEDULE = "head.sample_rate=[[0, 0.1], [2, 0.5], [15, 1]]"
+
+
+def test_a_schedule_of_sample_rates(write):
+    head = load_config(write("run: {epochs: 20}\ndata: {train: x}\n"), [SCHEDULE]).head
+    assert [head.sample_rate_in(epoch) for epoch in (0, 1, 2, 14, 15, 19)] == [
+        *(0.1, 0.1, 0.5, 0.5, 1.0, 1.0)
+    ]
+    assert head.largest_sample_rate == 1.0
+    alone = load_config(write(MINIMAL), ["head.sample_rate=0.3"]).head
+    assert (alone.sample_rate_in(0), alone.sample_rate_in(99)) == (0.3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ("0", "head.sample_rate is 0.0: it must be above 0 and at most 1"),
+        ("[[0, 0.1], [15, 1.5]]", "head.sample_rate is 1.5: it must be above 0 and at most 1"),
+        ("[[0, 0]]", "head.sample_rate is 0.0: it must be above 0 and at most 1"),
+        ("[]", "give a share, or [epoch, share] pairs with whole and rising epochs from 0 on"),
+        ("[[1, 0.5]]", "give a share, or [epoch, share] pairs"),
+        ("[[0, 0.5, 2]]", "give a share, or [epoch, share] pairs"),
+        ("[[0, 0.5], [1.5, 1]]", "give a share, or [epoch, share] pairs"),
+        ("[[0, 0.5], [3, 0.2], [3, 1]]", "give a share, or [epoch, share] pairs"),
+        ("[0.1, 0.2]", "head.sample_rate is"),
+        ("[[0, .nan]]", "head.sample_rate is"),
+        ("[[0, 0.1], [.inf, 1]]", "head.sample_rate is inf: it must be a finite number"),
+        ("[[0, 0.1], [20, 1]]", "from epoch 20 on, but the run has only 20 epochs"),
+    ],
+)
+def test_slips_in_a_schedule(write, rates, message):
+    path = write("run: {epochs: 20}\ndata: {train: x}\n")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_config(path, [f"head.sample_rate={rates}"])
+    assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import torch
 
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.made_up_job import made_up_head, made_up_job, random_batches
+from kappaface_dist.planning.memory import JobSize, head_items
 from kappaface_dist.training.build import build_learner
 from kappaface_dist.training.step import train_step
 from tests.apex_stand_in import install
@@ -48,3 +49,26 @@ def test_it_takes_steps_without_a_dataset(path):
     assert train_step(job, batches, 0.1, 0).isfinite()
     assert not torch.equal(job.head.weight_KD, before)
     torch.testing.assert_close(made_up_head(config, 6, CPU).weight_KD, before, rtol=0, atol=0)
+
+
+def test_a_schedule_of_sample_rates_is_followed_by_steps_and_planned_at_its_largest(path, caplog):
+    """Rows that were not drawn do not change, so the changed ones are those in use."""
+    caplog.set_level("INFO")
+    schedule = "head.sample_rate=[[0, 0.1], [2, 0.5], [3, 1]]"
+    config = load_config(path, [schedule, "optimizer.accumulate=2"])
+    job = build_learner(config, np.full(100, 50), CPU)
+    changed = []
+    for epoch in (0, 1, 2, 3, 0):
+        before = job.head.weight_KD.clone()
+        train_step(job, random_batches(config, 100, CPU), 0.1, 0, epoch=epoch)
+        changed.append(int((job.head.weight_KD != before).any(dim=1).sum()))
+    # A tenth, a half of 100 classes, and one place more for each of the 8 images.
+    assert changed == [18, 18, 58, 100, 18]
+    assert [record.args for record in caplog.records] == [(2, 0.5), (3, 1.0), (0, 0.1)]
+    assert made_up_head(config, 100, CPU).softmax.sample_rate == 1.0
+    size = JobSize(num_classes=1000, num_images=10_000, num_ranks=1)
+    plans = [
+        head_items(load_config(path, [rates, "optimizer.accumulate=2"]), size, "cpu")
+        for rates in (schedule, "head.sample_rate=1")
+    ]
+    assert plans[0] == plans[1]

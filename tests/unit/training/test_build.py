@@ -57,6 +57,17 @@ def test_the_head_gets_its_settings(path):
     assert head.num_classes == 5
 
 
+def test_the_head_gets_its_number_types(path):
+    small = ["head.centre_dtype=bf16", "head.momentum_dtype=none", "optimizer.momentum=0.8"]
+    head = build(path, *small).head
+    assert head.weight_KD.dtype == torch.bfloat16
+    assert not head.row_state
+    assert (head.optimizer.momentum, head.optimizer.lr_factor) == (0.0, pytest.approx(5.0))
+    adamw = ["optimizer.name=adamw", "head.second_moment=row"]
+    heads = [build(path, *adamw[:count]).head for count in (1, 2)]
+    assert [head.row_state["square"].shape[1] for head in heads] == [heads[0].weight_KD.shape[1], 1]
+
+
 def test_the_backbone_gets_its_settings(path):
     network = build(path, "backbone.channels_last=true").network
     weight = next(p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1)
