@@ -19,6 +19,7 @@ from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.this_machine import Machine
 
 BATCHES = (128, 64, 32, 16, 8)  # per rank, the field's first
+FEWEST_STEPS = 20  # of an epoch
 MOST_CACHE = 2e9  # bytes of logits between the head's passes
 # A margin's statistics may take this share of the memory before the cheaper one is taken.
 STATISTICS_SHARE = 0.05
@@ -51,8 +52,12 @@ class Choice:
 
 
 def choose(name: str, data: Dataset, machine: Machine) -> tuple[list[Choice], dict[str, int]]:
-    """(The choices, the plan's bytes of one rank by item); the largest batch that fits is taken."""
-    for batch in BATCHES:
+    """(The choices, the plan's bytes of one rank by item).
+
+    The batch is the largest that fits into the memory and leaves some steps to an epoch.
+    """
+    most = data.num_images / (FEWEST_STEPS * max(machine.num_gpus, 1))
+    for batch in [batch for batch in BATCHES if batch <= most] or BATCHES[-1:]:
         choices = _choices(name, data, machine, batch)
         memory = planned_memory(choices, data, machine)
         if sum(memory.values()) <= USABLE_SHARE * machine.memory_bytes:
@@ -107,8 +112,8 @@ def _choices(name: str, data: Dataset, machine: Machine, batch: int) -> list[Cho
             "data.batch_size",
             batch,
             f"per process, {step_images} in all: the largest of {BATCHES} that fits into"
-            f" {machine.memory_bytes / 1e9:.0f} GB; less memory: halve it and set"
-            " optimizer.accumulate to 2",
+            f" {machine.memory_bytes / 1e9:.0f} GB and leaves {FEWEST_STEPS} steps an epoch; less"
+            " memory: halve it and set optimizer.accumulate to 2",
         ),
         Choice(
             "data.image_size",

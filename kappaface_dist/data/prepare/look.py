@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from kappaface_dist.data.sources.catalog import Catalog
 
 LOOKED_AT = 32
-ALIGNED = (112, 112)
+LARGEST = 224  # pixels, of what can be an aligned face; they are square, most are of 112
 
 
 def odd_sizes(catalog: Catalog) -> str:
@@ -25,13 +25,13 @@ def odd_sizes(catalog: Catalog) -> str:
         except (OSError, ValueError, UnidentifiedImageError):
             unreadable += 1
             continue
-        if size != ALIGNED:
+        if size[0] != size[1] or size[0] > LARGEST:
             odd, example = odd + 1, size
     found = []
     if odd:
         found.append(
-            f"{odd} of {asked} pictures looked at are not 112x112 (one is"
-            f" {example[0]}x{example[1]}): they will be resized as they are, so cut aligned faces"
+            f"{odd} of {asked} pictures looked at do not look like aligned faces, as 112x112 (one"
+            f" is {example[0]}x{example[1]}): they will be resized as they are, so cut the faces"
             " out of photos first, kappaface align-faces"
         )
     if unreadable:

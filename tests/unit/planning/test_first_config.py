@@ -57,6 +57,13 @@ def test_the_largest_batch_that_fits_is_taken(tmp_path):
     assert sum(more.values()) > 0.92 * small.memory_bytes
 
 
+def test_few_photos_make_small_batches(tmp_path):
+    config, _, _, _ = chosen(dataset(60, photos=10), CPU, tmp_path)
+    assert config.data.batch_size == 16  # 37 steps; 32 would leave 18
+    config, _, _, _ = chosen(dataset(8, photos=4), CPU, tmp_path)
+    assert config.data.batch_size == 8
+
+
 def test_millions_of_identities_are_sampled(tmp_path):
     config, _, _, _ = chosen(dataset(2_000_000, photos=21), machine_of("a100-40", 8), tmp_path)
     assert config.head.sample_rate == 0.2

@@ -25,12 +25,13 @@ def photos(tmp_path):
 
 
 def test_aligned_faces_are_fine(photos):
-    assert odd_sizes(photos((112, 112), (112, 112))) == ""
+    assert odd_sizes(photos((112, 112), (56, 56), (160, 160))) == ""
 
 
 def test_photos_are_to_be_cut_out_first(photos):
-    said = odd_sizes(photos((112, 112), (640, 480), (112, 112)))
-    assert said.startswith("1 of 3 pictures looked at are not 112x112 (one is 640x480)")
+    said = odd_sizes(photos((112, 112), (640, 480), (250, 250)))
+    assert said.startswith("2 of 3 pictures looked at do not look like aligned faces")
+    assert "(one is 250x250)" in said
     assert "kappaface align-faces" in said
 
 
