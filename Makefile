@@ -127,7 +127,8 @@ $(CUDA)/.tried:
 	  && $(CUDA)/bin/python -c 'import sys, torch; sys.exit(not torch.backends.cuda.is_built())' \
 	  && echo "torch for CUDA is in $(CUDA)" > $@ \
 	  || { rm -rf $(CUDA)/bin; \
-	       echo "a build of torch for CUDA cannot be installed here: the dry tests are skipped" > $@; }
+	       echo "a build of torch for CUDA cannot be installed here (the reason is above, when it was" \
+	         "tried; rm -r $(CUDA) to try again): the dry tests are skipped" > $@; }
 
 # An old onnxruntime beside other people's programs; 0.9 GB and two minutes, so not part of `make test`.
 $(CLIENTS)/.tried:

@@ -43,16 +43,26 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
+    fits: dict[str, Any] = {}
+    if args.check and os.environ.get("RANK", "0") == "0":
+        from kappaface_dist.planning.fitting import check_machine
+
+        fits = check_machine(config)  # the others wait for this rank to join
     # The watchdog, which names the rank that hangs, comes first; the group ends what it cannot see.
     device = parallel.start(timeout_minutes=1.5 * config.run.timeout_minutes)
-    told = train(config, device, check=args.check)
+    told = train(config, device, check=args.check, fits=fits)
     parallel.stop()
     if told is not None:
         sys.exit(code_after_stop(told, config.run.stop_exit_code))
 
 
-def train(config: Config, device: torch.device, *, check: bool) -> bool | None:
+def train(
+    config: Config, device: torch.device, *, check: bool, fits: dict[str, Any]
+) -> bool | None:
     """Build the parts, fit, and write the report.
+
+    Args:
+        check: build only, and print the numbers that follow, with those of `fits`.
 
     Returns:
         None at the end; where a signal stopped it before, whether one reached this rank's node.
@@ -60,7 +70,7 @@ def train(config: Config, device: torch.device, *, check: bool) -> bool | None:
     if check:
         numbers = derived_numbers(build_job(config, device))
         if parallel.rank() == 0:
-            print(json.dumps(numbers, indent=2))
+            print(json.dumps(numbers | fits, indent=2))
         return None
     first = parallel.rank() == 0
     lock = parallel.agree(lambda: FolderLock(config.folder) if first else None)

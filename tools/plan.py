@@ -4,6 +4,7 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.calibration import calibrated
+from kappaface_dist.planning.capacity import NUM_RANKS, capacities
+from kappaface_dist.planning.host_memory import ranks_of_node
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.plan import Plan, make_plan, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
@@ -34,6 +37,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="JSON",
         help="report of benchmark_step.py for this network, or of benchmark_head.py, from such a"
         " machine with as many processes",
+    )
+    parser.add_argument(
+        "--capacity",
+        action="store_true",
+        help="only say how many classes 1, 8, 64 and 512 of these GPUs hold, for each state",
     )
     parser.add_argument("--json", help="file for the report, - for standard output")
     return parser.parse_intermixed_args()
@@ -66,6 +74,10 @@ def report_of(plan: Plan, size: JobSize, gpu: str, advice: list[tuple[str, int]]
         "images": size.num_images,
         "classes_per_rank": size.classes_per_rank,
         "memory_bytes": plan.memory_bytes,
+        "operation_bytes": plan.operation_bytes,
+        "host_memory_bytes": plan.host.items,
+        "host_memory_bytes_per_node": plan.host.total_bytes * ranks_of_node(size),
+        "uncopied_bytes": plan.host.uncopied_bytes,
         "total_memory_bytes": plan.total_memory_bytes,
         "usable_memory_bytes": plan.usable_bytes,
         "fits": plan.fits,
@@ -89,8 +101,19 @@ def print_report(report: dict[str, Any]) -> None:
         f" {report['usable_memory_bytes'] / 1e6:,.0f} usable: {fits};"
         f" up to {report['largest_num_classes']:,} classes would"
     )
+    others = ", ".join(f"{k} {v / 1e6:,.1f} MB" for k, v in report["operation_bytes"].items())
+    print(f"  beside what stays, in place of a step's: {others}")
     for remedy in report["remedies"]:
         print(f"  with {remedy['settings']}: {remedy['total_memory_bytes'] / 1e6:,.1f} MB")
+    print("of its node's own memory, beside Python's and CUDA's few GB, each of them:")
+    for name, value in report["host_memory_bytes"].items():
+        print(f"  {name:24}{value / 1e6:>12,.1f} MB")
+    print(f"  a node, all its ranks   {report['host_memory_bytes_per_node'] / 1e6:>12,.1f} MB")
+    if report["uncopied_bytes"]:
+        print(
+            f"  at each save the training waits until {report['uncopied_bytes'] / 1e6:,.1f} MB of a"
+            " rank are written, for which there are no copies"
+        )
     print(f"a step, {report['collectives_per_step']} collectives:")
     for name, value in report["collective_bytes_per_step"].items():
         print(f"  {name:24}{value / 1e6:>12,.3f} MB")
@@ -102,6 +125,18 @@ def print_report(report: dict[str, Any]) -> None:
 def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.capacity:
+        report = {"gpu": arguments.gpu, "states": []}
+        if arguments.json != "-":
+            numbers = "".join(f"{n:>11} GPUs" for n in NUM_RANKS)
+            print(f"{'classes that fit':36}{'a class':>11}{numbers}")
+        for found in capacities(config, DEVICES[arguments.gpu]):
+            report["states"].append(dataclasses.asdict(found))
+            if arguments.json != "-":
+                numbers = "".join(f"{largest:>15,}" for largest in found.largest.values())
+                print(f"{found.state:36}{found.bytes_per_class:>9,.0f} B{numbers}")
+        commands.write_json(arguments.json, report)
+        return
     device = calibrated(DEVICES[arguments.gpu], arguments.calibration, config.backbone.name)
     size = job_size(config, arguments)
     with pretend_ranks(size.num_ranks):

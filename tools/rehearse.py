@@ -2,6 +2,7 @@
 
 python tools/rehearse.py configs/glint360k.yaml --ranks 512 --rank 0 --classes 100e6
 The other ranks are pretended (torch's fake process group); shapes, memory and computation are real.
+With --fake cuda the tensors are fake, too, on a GPU that need not be there: any size, bytes alone.
 """
 
 import argparse
@@ -13,10 +14,13 @@ from kappaface_dist import commands
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.count_collectives import bytes_by_name
 from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.operations import rehearse_without_a_gpu
 from kappaface_dist.planning.plan import make_plan
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.rehearsal import rehearse
 from kappaface_dist.planning.step_time import DEVICES
+
+STATE = ("centres", "centre_optimizer", "class_statistics")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,6 +31,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--classes", type=float, required=True, help="identities of all ranks")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--fake",
+        choices=["cuda"],
+        help="fake tensors, which take no memory, on this device; also what saving, loading, an"
+        " epoch's end and the like take (needs a torch that is built for CUDA, and no GPU)",
+    )
     parser.add_argument("--json", help="file for the report, - for standard output")
     return parser.parse_intermixed_args()
 
@@ -42,8 +52,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
     size = JobSize(int(arguments.classes), 40 * int(arguments.classes), arguments.ranks)
     with pretend_ranks(arguments.ranks, arguments.rank):
-        measured = rehearse(config, size, torch.device(arguments.device))
-        plan = make_plan(config, size, DEVICES["cpu" if arguments.device == "cpu" else "h200"])
+        if arguments.fake:
+            measured = rehearse_without_a_gpu(config, size)
+        else:
+            measured = rehearse(config, size, torch.device(arguments.device))
+        on_cpu = arguments.device == "cpu" and not arguments.fake
+        plan = make_plan(config, size, DEVICES["cpu" if on_cpu else "h200"])
     calls = measured.pop("collectives")
     return {
         "ranks": arguments.ranks,
@@ -51,6 +65,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "classes": size.num_classes,
         **measured,
         "planned_memory_bytes": plan.memory_bytes,
+        "planned_operation_bytes": plan.operation_bytes,
+        "planned_host_bytes": plan.host.items,
         "collectives": [[call.name, call.num_bytes] for call in calls],
         "planned_collectives": [[call.name, call.num_bytes] for call in plan.collectives],
         "collective_bytes_per_step": bytes_by_name(calls),
@@ -63,9 +79,19 @@ def print_report(report: dict[str, Any]) -> None:
         planned = report["planned_memory_bytes"][name]
         ratio = f"{planned / measured:.3f}" if measured else "-"
         print(f"{name:24}{planned / 1e6:>14.3f}{measured / 1e6:>14.3f}{ratio:>8}")
+    state = sum(report["memory_bytes"][name] for name in STATE)
+    for name, (device, host) in report.get("operation_bytes", {}).items():
+        planned = report["planned_operation_bytes"].get(name)
+        words = f"{planned / 1e6:>14.3f}" if planned is not None else f"{'-':>14}"
+        ratio = f"{planned / device:>8.3f}" if planned and device else f"{'':8}"
+        print(
+            f"{name:24}{words}{device / 1e6:>14.3f}{ratio}  {device / state:.2%} of the classes'"
+            f" state; on the host {host / 1e6:.3f} MB"
+        )
     same = report["collectives"] == report["planned_collectives"]
     print(f"{len(report['collectives'])} collectives a step, {'as' if same else 'NOT as'} planned")
-    print(f"{report['seconds']:.2f} s for the last step")
+    if "seconds" in report:
+        print(f"{report['seconds']:.2f} s for the last step")
 
 
 def main() -> None:

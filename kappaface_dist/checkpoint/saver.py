@@ -2,7 +2,8 @@
 
 The training pauses only while the tensors are copied into host memory; a thread then writes the
 copy, with a process group of its own, and gives the checkpoint its name once it is whole. The copy
-costs as much host memory per rank as the rank's share of the checkpoint.
+costs as much host memory per rank as the rank's share of the checkpoint, or as much as it is given:
+the training then waits until the rest has been read.
 """
 
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from kappaface_dist.checkpoint.folder import check_free_space, delete_old, step_folder
+from kappaface_dist.checkpoint.pieces import HostCopies, PiecePlanner
 from kappaface_dist.checkpoint.tensors import Tensors, one_state, write
 from kappaface_dist.parallel import ranks as parallel
 
@@ -28,17 +30,27 @@ class Saver:
         keep: the last so many stay.
         best: name of the metric of which the best checkpoint stays too.
         asynchronous: write beside the training.
+        host_bytes: of the copies, for each rank, at most; None: as many as they take.
 
     Attributes:
         pause: seconds for which the last save held up the training.
+        copies: the host memory for the copies.
     """
 
-    def __init__(self, root: Path, *, keep: int, best: str | None, asynchronous: bool):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep: int,
+        best: str | None,
+        asynchronous: bool,
+        host_bytes: int | None = None,
+    ):
         self.pause = 0.0
         self._root, self._keep, self._best = root, keep, best
         self._asynchronous = asynchronous
         self._group = parallel.background_group() if asynchronous else None
-        self._copies: Tensors = {}
+        self.copies = HostCopies(host_bytes)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -63,29 +75,34 @@ class Saver:
         started = time.perf_counter()
         self.finish()
         self._check_space(replicated, sharded)
-        if self._asynchronous:
-            replicated, sharded = self._copy(replicated), self._copy(sharded)
-        state = one_state(replicated, sharded, num_classes)
+        copied = self.copies.take(replicated | sharded) if self._asynchronous else None
+        state, planner = one_state(replicated, sharded, num_classes), PiecePlanner(copied)
         if self._asynchronous:
             # A daemon: a rank that fails elsewhere must end, even in the middle of a save.
             self._thread = threading.Thread(
-                target=self._write, args=(step, state, numbers, started), daemon=True
+                target=self._write, args=(step, state, numbers, started, planner), daemon=True
             )
             self._thread.start()
+            if self.copies.room.left_bytes:
+                planner.all_read.wait()
             self.pause = time.perf_counter() - started
         else:
-            self._write(step, state, numbers, started)
+            self._write(step, state, numbers, started, planner)
             self.pause = time.perf_counter() - started
             self.finish()
 
     def reserve(self, tensors: Tensors) -> None:
         """Set memory aside for copies of these tensors, so that the first save is as quick."""
         if self._asynchronous:
-            for name, tensor in tensors.items():
-                # Pinned memory takes a GPU's copy at full speed.
-                self._copies[name] = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
-                ).zero_()
+            self.copies.reserve(tensors)
+            if self.copies.room.left_bytes:
+                logger.info(
+                    "a checkpoint's copies take %.0f MB of host memory a rank; another %.0f MB find"
+                    " no room in checkpoint.host_bytes, and the training waits while they are"
+                    " written",
+                    self.copies.room.num_bytes / 1e6,
+                    self.copies.room.left_bytes / 1e6,
+                )
 
     def finish(self) -> None:
         """Wait for the save under way.
@@ -105,15 +122,22 @@ class Saver:
         parallel.agree(check)
 
     def _write(
-        self, step: int, state: dict[str, torch.Tensor], numbers: dict[str, Any], started: float
+        self,
+        step: int,
+        state: dict[str, torch.Tensor],
+        numbers: dict[str, Any],
+        started: float,
+        planner: PiecePlanner,
     ) -> None:
         try:
-            write(step_folder(self._root, step), state, numbers, self._group)
+            write(step_folder(self._root, step), state, numbers, self._group, planner)
             if parallel.rank() == 0:
                 delete_old(self._root, self._keep, self._best)
         except Exception as error:  # noqa: BLE001 - finish() raises it in the training thread
             self._error = error
             return
+        finally:
+            planner.all_read.set()
         seconds = time.perf_counter() - started
         logger.info("checkpoint of step %d is whole after %.2f s", step, seconds)
 
@@ -127,12 +151,3 @@ class Saver:
             check_free_space(self._root, num_bytes)
 
         parallel.agree(lambda: check() if parallel.rank() == 0 else None)
-
-    def _copy(self, tensors: Tensors) -> Tensors:
-        """The tensors in host memory, which is kept for the next time."""
-        self.reserve({name: t for name, t in tensors.items() if name not in self._copies})
-        for name, tensor in tensors.items():
-            self._copies[name].copy_(tensor.detach(), non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return {name: self._copies[name] for name in tensors}

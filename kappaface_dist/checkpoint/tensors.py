@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that saves and loads with torch.distributed.checkpoint and DTensor.
+"""Checkpoints: the only file that saves and loads with torch.distributed.checkpoint.
 
 A checkpoint is a folder with the tensors, written by all ranks together, their index `.metadata`,
 `state.json` with the numbers, and `SHA256SUMS` over all of it. Tensors with a row per class are
@@ -34,6 +34,7 @@ from kappaface_dist.checkpoint.folder import (
     write_synced,
 )
 from kappaface_dist.checkpoint.index import INDEX, read_metadata
+from kappaface_dist.checkpoint.pieces import PiecePlanner
 from kappaface_dist.checkpoint.stored import stored_piece
 from kappaface_dist.parallel import ranks as parallel
 
@@ -69,6 +70,7 @@ def write(
     state: dict[str, torch.Tensor],
     numbers: dict[str, Any],
     group: dist.ProcessGroup | None = None,
+    planner: PiecePlanner | None = None,
 ) -> None:
     """Write a checkpoint, which appears whole or not at all; collective.
 
@@ -77,6 +79,7 @@ def write(
         state: from `one_state`.
         numbers: anything that JSON holds, the same on every rank.
         group: the ranks; a group of its own for a thread beside the training.
+        planner: where the tensors may change before all of them are written.
 
     Raises:
         RuntimeError: on every rank, when one of them could not write its part.
@@ -95,7 +98,9 @@ def write(
     try:
         on_rank0(prepare)
         with _quiet():
-            dcp.save(state, checkpoint_id=part, process_group=group)
+            dcp.save(
+                state, checkpoint_id=part, process_group=group, planner=planner or PiecePlanner()
+            )
         # A rank's files carry its number; rank 0 has the index and the numbers beside them.
         own = [*part.glob(f"__{parallel.rank()}_*")]
         if parallel.rank() == 0:

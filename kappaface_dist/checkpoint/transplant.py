@@ -21,8 +21,8 @@ from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
 PREFIX = "head."
-# Rows that are on their way at a time.
-TAKEN_ROWS = 256
+# Rows that are on their way at a time; of a large shard this share, for fewer and larger copies.
+TAKEN_ROWS, TAKEN_SHARE = 256, 1 / 256
 
 
 def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
@@ -56,8 +56,9 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
 
     def take_rows() -> None:
         index = read_metadata(folder)
+        old_K, row_K = old_class_K.sort()
         for name, tensor in state.items():
-            _take_rows(folder, index, name, tensor, old_class_K)
+            _take_rows(folder, index, name, tensor, old_K, row_K)
 
     parallel.agree(take_rows)
     _take_running_values(head, folder, stored)
@@ -95,14 +96,26 @@ def _old_classes(identity_map: str | None, num_old: int, num_classes: int) -> np
 
 
 def _take_rows(
-    folder: Path, index: Metadata, name: str, tensor_KX: torch.Tensor, old_class_K: torch.Tensor
+    folder: Path,
+    index: Metadata,
+    name: str,
+    tensor_KX: torch.Tensor,
+    old_K: torch.Tensor,
+    row_K: torch.Tensor,
 ) -> None:
-    """Each rank reads the rows of its own classes, some at a time, from whichever file has them."""
+    """Each rank reads the rows of its own classes, some at a time, from whichever file has them.
+
+    Args:
+        old_K: the earlier classes, sorted; those of new classes are below 0.
+        row_K: the rows that they become.
+    """
+    step = max(TAKEN_ROWS, int(len(old_K) * TAKEN_SHARE))
     for chunk, piece_LX in stored_pieces(folder, index, name):
         start = chunk.offsets[0]
-        for first in range(0, len(old_class_K), TAKEN_ROWS):
-            old_R = old_class_K[first : first + TAKEN_ROWS] - start
-            here = ((old_R >= 0) & (old_R < len(piece_LX))).nonzero()[:, 0]
-            if len(here):
-                rows = piece_LX[old_R[here]].to(tensor_KX.device)
-                tensor_KX[(here + first).to(tensor_KX.device)] = rows
+        first, last = torch.searchsorted(
+            old_K, torch.tensor([start, start + len(piece_LX)])
+        ).tolist()
+        for low in range(first, last, step):
+            here = slice(low, min(low + step, last))
+            rows = piece_LX[old_K[here] - start].to(tensor_KX.device)
+            tensor_KX[row_K[here].to(tensor_KX.device)] = rows

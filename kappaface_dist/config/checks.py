@@ -43,6 +43,11 @@ def _check_data_and_evaluation(config: Config) -> None:
             f"checkpoint.best is {config.checkpoint.best!r}, and evaluate.sets gives"
             f" {', '.join(metrics) or 'nothing to choose by'}"
         )
+    if config.checkpoint.host_bytes is not None and not config.checkpoint.asynchronous:
+        raise ValueError(
+            f"checkpoint.host_bytes is {config.checkpoint.host_bytes}, but checkpoint.asynchronous"
+            " is false, which makes no copies: leave one of them out"
+        )
     if config.evaluate.every is not None and not config.evaluate.sets:
         raise ValueError(
             "evaluate.every is set, but evaluate.sets is empty: name a set or unset it"

@@ -140,6 +140,8 @@ class Checkpoint:
     keep: int = key(2, at_least=1)  # the last so many stay
     best: str | None = None  # accuracy/<set>: the checkpoint with the highest stays too
     asynchronous: bool = True  # write beside the training; costs host memory of the same size
+    # bytes of it per rank at most; the training waits until the rest is written; null: all
+    host_bytes: int | None = key(None, at_least=0, at_most=1e15)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 
 from kappaface_dist.parallel import ranks as parallel
 
-# Rows of the shard that are looked at in one go.
-CHECKED_ROWS = 256
+# Rows of the shard that are looked at in one go; of a large one this share, for fewer waits.
+CHECKED_ROWS, CHECKED_SHARE = 256, 1 / 256
 
 
 def check_images(images_per_class: np.ndarray | None, num_classes: int) -> None:
@@ -77,7 +77,8 @@ def first_wrong_label(label_G: torch.Tensor, num_classes: int) -> tuple[torch.Te
 
 def all_finite(weight_KD: torch.Tensor) -> bool:
     """Whether all are; some rows at a time, since a norm of them all would copy them all."""
-    return all(bool(rows_RD.isfinite().all()) for rows_RD in weight_KD.split(CHECKED_ROWS))
+    step = max(CHECKED_ROWS, int(len(weight_KD) * CHECKED_SHARE))
+    return all(bool(rows_RD.isfinite().all()) for rows_RD in weight_KD.split(step))
 
 
 def first_true(flag_X: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Bytes that one rank of a job will hold, by item.
 
 The backbone's are counted in one step on fake tensors. The head's rows are counted on a head of a
-few classes; its buffers are measured on one that is smaller in images, embedding size and chunk by
-the same factor s, with which all of them shrink as s². Call these functions inside
-`pretend_group.pretend_ranks`.
+few classes; its buffers on one of a few chunks, of fake tensors where it is a GPU's, otherwise
+smaller in images, embedding size and chunk by the same factor s, with which all of them shrink as
+s². Call these functions inside `pretend_group.pretend_ranks`.
 Shapes: G images of a micro-batch on all ranks, D embedding size, K classes of this shard.
 """
 
@@ -19,6 +19,7 @@ from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
+from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 # Of the smaller head; below that, vectors of G numbers would count for too much.
@@ -188,35 +189,59 @@ def sampling_bytes_per_class(sample_rate: float) -> float:
 
 
 def buffer_bytes(config: Config, rows: int, size: JobSize, device_type: str) -> int:
-    """Most bytes that a step of the head takes beyond state and logit cache."""
+    """Most bytes that a step of the head takes beyond its state and the logits that it keeps.
+
+    For a GPU from the code that one runs, where this torch is built for CUDA; otherwise from the
+    CPU's, which takes some more.
+    """
+    if device_type == "cuda" and torch.backends.cuda.is_built():
+        with pretend_gpu():
+            return _head_peak(config, rows, size, DEVICE, 1)
+    embedding_size, factor = config.backbone.embedding_size, 1
     images = micro_batch_images(config, size) // size.num_ranks
-    embedding_size = config.backbone.embedding_size
-    factor = 1
     while embedding_size // (2 * factor) >= SMALLEST_EMBEDDING and images // (2 * factor) >= 1:
         factor *= 2
-    chunk_bytes = default_chunk_bytes(device_type)
-    chunk = min(fitting_rows(chunk_bytes, images * size.num_ranks, embedding_size), rows)
+    return _head_peak(config, rows, size, CPU, factor, device_type) * factor**2
+
+
+def _head_peak(
+    config: Config,
+    rows: int,
+    size: JobSize,
+    device: torch.device,
+    factor: int,
+    device_type: str | None = None,
+) -> int:
+    """The same of a head of three chunks (those of device_type), smaller by factor otherwise."""
+    num_images, embedding_size = micro_batch_images(config, size), config.backbone.embedding_size
+    chunk_bytes = default_chunk_bytes(device_type or device.type)
+    chunk = min(fitting_rows(chunk_bytes, num_images, embedding_size), rows)
     chunk = max(chunk // factor, 1)
     few = min(3 * chunk, max(rows // factor, 1))
     sampled = rows < size.classes_per_rank
     # Where the job samples, so does this head: gathered rows are copies.
     shard = 4 * few if sampled else few
-    rate = max(few - micro_batch_images(config, size) // factor, 1) / shard if sampled else 1.0
+    rate = max(few - step_images(config, size) // factor, 1) / shard if sampled else 1.0
+    passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
+    # Of three chunks as many are kept as of all, or one where it is some.
+    kept = config.head.logit_cache_bytes / (2 * num_images * rows * passes) if rows else 0.0
+    logits = 2 * (num_images // factor) * (few if kept >= 1 else chunk) * passes
+    cache = logits if kept > 0 else 0
     small = dataclasses.replace(
         config,
         backbone=dataclasses.replace(config.backbone, embedding_size=embedding_size // factor),
-        head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=0),
+        head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=cache),
     )
-    head = made_up_head(small, shard * size.num_ranks, CPU)
+    head = made_up_head(small, shard * size.num_ranks, device)
     head.take_chunks_of(chunk)
-    embedding_BD = torch.randn(images // factor, embedding_size // factor).requires_grad_()
-    label_B = torch.arange(len(embedding_BD)) % head.num_classes
-    with MemoryMeter() as meter:
-        loss = head(embedding_BD, label_B)
-        forward_peak = meter.peak_bytes
-        loss.backward()
-        before = meter.live_bytes
-        meter.reset_peak()
+    shape = num_images // size.num_ranks // factor, embedding_size // factor
+    label_B = torch.arange(shape[0], device=device) % head.num_classes
+    embeddings = [torch.randn(shape, device=device).requires_grad_() for _ in range(passes)]
+    with MemoryMeter(device.type) as meter:
+        if passes > 1:
+            head.announce(label_B.repeat(passes))
+        for embedding_BD in embeddings:
+            head(embedding_BD, label_B).backward()
+        kept_bytes = head.held_cache_bytes() + num_bytes(head.class_margins.held_tensors())
         head.step(0.1)
-        peak = max(forward_peak, meter.peak_bytes - before)
-    return peak * factor**2
+    return meter.peak_bytes - kept_bytes

@@ -8,7 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.backbones.counting import Cost, count_cost
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
+from kappaface_dist.planning.host_memory import HostMemory, host_memory
 from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
 from kappaface_dist.planning.step_time import Device, step_seconds
 from kappaface_dist.training.build import new_network
@@ -17,13 +19,27 @@ from kappaface_dist.training.build import new_network
 USABLE_SHARE = 0.92
 
 
+# Items that a step takes for a while, and that other operations find free.
+OF_A_STEP = (
+    *("images", "activations", "backward_workspace", "optimizer_workspace"),
+    *("logit_cache", "head_buffers"),
+)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Bytes and seconds of one rank (the one with most classes), by item."""
+    """Bytes and seconds of one rank (the one with most classes), by item.
+
+    Attributes:
+        operation_bytes: that operations other than a step take beside what stays.
+        host: of the node's own memory.
+    """
 
     memory_bytes: dict[str, int]
     collectives: list[PlannedCall]
     step_seconds: dict[str, float]
+    operation_bytes: dict[str, int]
+    host: HostMemory
     usable_bytes: int
     largest_num_classes: int
     images_per_second: float
@@ -31,7 +47,7 @@ class Plan:
 
     @property
     def total_memory_bytes(self) -> int:
-        return sum(self.memory_bytes.values())
+        return largest_at_a_time(self.memory_bytes, self.operation_bytes)
 
     @property
     def fits(self) -> bool:
@@ -43,6 +59,12 @@ class Plan:
         for call in self.collectives:
             total[call.item] = total.get(call.item, 0) + call.num_bytes
         return total
+
+
+def largest_at_a_time(memory: dict[str, int], operations: dict[str, int]) -> int:
+    """Most bytes at a time: in a step, unless another operation takes more than one does."""
+    step = sum(memory[item] for item in OF_A_STEP)
+    return sum(memory.values()) + max(0, max(operations.values()) - step)
 
 
 def network_cost(config: Config) -> Cost:
@@ -61,10 +83,13 @@ def network_cost(config: Config) -> Cost:
 def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
     """Plan a job; call it inside `pretend_ranks(size.num_ranks)`."""
     memory = memory_items(config, size, device.kind)
+    operations = operation_bytes(config, size)
     cost = network_cost(config)
     calls = planned_calls(config, size.num_ranks)
     seconds = step_seconds(config, size, device, cost, memory, calls)
-    usable = int(device.memory_bytes * USABLE_SHARE)
+    usable = usable_bytes(device)
+    between = max(operations.values()) / size.classes_per_rank
+    largest = largest_num_classes(bytes_per_class(config, size.num_ranks), memory, between, usable)
     global_batch = config.data.batch_size * size.num_ranks * config.optimizer.accumulate
     speed = global_batch / sum(seconds.values())
     if config.run.steps is not None:
@@ -73,10 +98,12 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
         total_images = int((config.run.epochs or 0) * size.num_images)
     return Plan(
         memory_bytes=memory,
+        operation_bytes=operations,
+        host=host_memory(config, size, device.kind),
         collectives=calls,
         step_seconds=seconds,
         usable_bytes=usable,
-        largest_num_classes=_largest_num_classes(config, size, memory, usable),
+        largest_num_classes=largest * size.num_ranks,
         images_per_second=speed,
         seconds_in_all=total_images / speed,
     )
@@ -89,12 +116,25 @@ def planned_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
     return plan_collectives(config, num_ranks, trained)
 
 
-def _largest_num_classes(config: Config, size: JobSize, memory: dict[str, int], usable: int) -> int:
-    """Classes of all ranks whose state fits beside what does not depend on them."""
-    per_class = bytes_per_class(config, size.num_ranks)
-    fixed = sum(value for name, value in memory.items() if name not in per_class)
-    rows = (usable - fixed) / sum(per_class.values())
-    return max(int(rows) * size.num_ranks, 0)
+def usable_bytes(device: Device) -> int:
+    return int(device.memory_bytes * USABLE_SHARE)
+
+
+def largest_num_classes(
+    per_class: dict[str, float], memory: dict[str, int], between: float, usable: int
+) -> int:
+    """Classes of a rank whose state fits beside what does not depend on them, in a step and in the
+    operations between the steps.
+
+    Args:
+        per_class: bytes of state, by item.
+        memory: all items of a rank.
+        between: bytes for each class that such an operation takes.
+    """
+    state = sum(per_class.values())
+    held = sum(value for name, value in memory.items() if name not in per_class)
+    held_between = held - sum(memory[item] for item in OF_A_STEP)
+    return max(int(min((usable - held) / state, (usable - held_between) / (state + between))), 0)
 
 
 def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, int]]:

@@ -8,8 +8,7 @@ Shapes: G images on all ranks, R rows of one chunk, X blocks.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -19,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kappaface_dist.head.softmax import settings
 from kappaface_dist.planning.device_watch import DeviceWatch
-from kappaface_dist.planning.pretend_backward import backward
+from kappaface_dist.planning.pretend_backward import backward_passes
+from kappaface_dist.planning.pretend_ddp import PretendDataParallel
 from kappaface_dist.training import data_parallel
-from kappaface_dist.training.data_parallel import DataParallel, Exchange, start_exchange
 
 DEVICE = torch.device("cuda", 0)
 
@@ -47,37 +46,10 @@ class FakeKernels:
         chunk_RD.copy_(h_RD)
 
 
-class FakeDataParallel(DataParallel):
-    """DataParallel without DDP's reducer, which looks at memory: one bucket, of all gradients."""
-
-    def __init__(self, backbone: nn.Module, gradient_dtype: torch.dtype, **_: Any):
-        nn.Module.__init__(self)
-        self.module, self._exchange = backbone, Exchange(gradient_dtype)
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        return self.module(*inputs, **options)
-
-    def no_sync(self) -> Any:
-        return nullcontext()
-
-    def wait_for_gradients(self) -> None:
-        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
-        start_exchange(self._exchange, _Bucket(torch.cat(gradients)))  # type: ignore[arg-type]
-        super().wait_for_gradients()
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    gradients: torch.Tensor
-
-    def buffer(self) -> torch.Tensor:
-        return self.gradients
-
-
-def _apply(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+def apply_to_module(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """Module._apply, which swaps fake parameters in place and fails where one is referred to."""
     for child in module.children():
-        _apply(child, fn)
+        apply_to_module(child, fn)
     for key, parameter in list(module.named_parameters(recurse=False)):
         with torch.no_grad():
             setattr(module, key, nn.Parameter(fn(parameter), parameter.requires_grad))
@@ -111,13 +83,13 @@ def pretend_gpu(*, kernels: bool = True) -> Iterator[DeviceWatch]:
 
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(mock.patch.object(torch.Tensor, "backward", backward))
+        enter(backward_passes())
         enter(mock.patch.object(settings, "triton_kernels", fake_kernels))
         enter(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
         enter(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         enter(mock.patch("torch.cuda.synchronize", side_effect=seen.synchronize))
-        enter(mock.patch.object(nn.Module, "_apply", _apply))
-        enter(mock.patch.object(data_parallel, "DataParallel", FakeDataParallel))
+        enter(mock.patch.object(nn.Module, "_apply", apply_to_module))
+        enter(mock.patch.object(data_parallel, "DataParallel", PretendDataParallel))
         enter(mock.patch("torch.Generator", side_effect=lambda *_: generator()))
         enter(mock.patch.object(FakeTensor, "tolist", lambda tensor: seen.to_list(tensor)))
         enter(

@@ -1,17 +1,20 @@
 """One rank of a large job, alone: torch's fake process group, and answers that make sense.
 
 The fake group's collectives do nothing at all, so a gather would hand out memory as it was. Here
-the other ranks hand in what this one does: a gather repeats it, a reduce-scatter returns this
-rank's rows. Sums are left as they are: the other ranks' classes count as far away.
+the other ranks hand in what this one does: a gather repeats it, of objects too, a reduce-scatter
+returns this rank's rows. Sums are left as they are: the other ranks' classes count as far away.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from kappaface_dist.parallel import ranks
 
 
 class _Echo(TorchDispatchMode):
@@ -34,9 +37,13 @@ def pretend_ranks(num_ranks: int, rank: int = 0) -> Iterator[None]:
     if num_ranks == 1:
         yield
         return
+
+    def gather_objects(value: Any, group: Any = None) -> list[Any]:
+        return [value] * num_ranks
+
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
     try:
-        with _Echo():
+        with _Echo(), mock.patch.object(ranks, "gather_objects", gather_objects):
             yield
     finally:
         dist.destroy_process_group()

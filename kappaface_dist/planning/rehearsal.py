@@ -1,6 +1,7 @@
 """One rank of a large job, run for a few steps with pretended neighbours and made-up images.
 
-Its tensors and its computation are the real ones; what it reports is measured.
+Its tensors and its computation are the real ones; what it reports is measured. Inside
+`pretend_gpu` the tensors are fake: nothing is computed, and bytes are what is measured.
 """
 
 import resource
@@ -20,6 +21,7 @@ from kappaface_dist.training.build import Learner
 from kappaface_dist.training.step import train_step
 
 NUM_STEPS = 3
+HEAD = "head"  # what is made in its two parts of a step
 
 
 def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, Any]:
@@ -30,8 +32,18 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
         peak_process_bytes, the operating system's word for all of it.
     """
     job = made_up_job(config, size.num_classes, device)
-    batches = random_batches(config, size.num_classes, device)
-    phases = _Phases(job, device)
+    return rehearse_steps(job) | {"peak_process_bytes": _peak_process_bytes(device)}
+
+
+def rehearse_steps(job: Learner, *, fake: bool = False) -> dict[str, Any]:
+    """`rehearse`, but for the system's word, with a job that is there.
+
+    Args:
+        fake: inside `pretend_gpu`, where no allocator can be asked.
+    """
+    config, device = job.config, job.device
+    batches = random_batches(config, job.head.num_classes, device)
+    phases = _Phases(job, on_gpu=device.type == "cuda" and not fake)
     for step in range(NUM_STEPS - 1):  # DDP finds its buckets, the optimizer makes its state
         train_step(job, batches, 0.01, step * job.global_batch)
     started = time.perf_counter()
@@ -45,16 +57,15 @@ def rehearse(config: Config, size: JobSize, device: torch.device) -> dict[str, A
         "collectives": count.calls,
         "seconds": seconds,
         "seconds_by_part": phases.seconds,
-        "peak_process_bytes": _peak_process_bytes(device),
     }
 
 
 class _Phases:
     """Bytes and seconds of each part of a step."""
 
-    def __init__(self, job: Learner, device: torch.device):
-        self.job, self.on_gpu = job, device.type == "cuda"
-        self.meter = MemoryMeter()
+    def __init__(self, job: Learner, *, on_gpu: bool):
+        self.job, self.on_gpu = job, on_gpu
+        self.meter = MemoryMeter(job.device.type)
         self.held: dict[str, int] = {}
         self.peak: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
@@ -67,7 +78,9 @@ class _Phases:
         self.meter.reset_peak()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        self.meter.label = HEAD if name.startswith("head_") else ""
         yield
+        self.meter.label = ""
         live, peak = self._bytes()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.held[name] = max(self.held.get(name, 0), live - before)
@@ -83,6 +96,11 @@ class _Phases:
 
     def memory_items(self, batches: list[Any]) -> dict[str, int]:
         job = self.job
+        seen = num_bytes(job.head.class_margins.held_tensors())
+        # A GPU's allocator does not know whose bytes are whose.
+        head = max(self.peak["head_forward"], self.peak["head_step"] + self.cache_bytes)
+        if not self.on_gpu:
+            head = self.meter.peak_of[HEAD]
         trained = [p for p in job.network.parameters() if p.requires_grad]
         gradients = num_bytes(p.grad for p in trained if p.grad is not None)
         moments = [
@@ -101,10 +119,8 @@ class _Phases:
             "optimizer_workspace": self.peak["optimizer"],
             **head_state_bytes(job.head),
             "logit_cache": self.cache_bytes,
-            "held_embeddings": num_bytes(job.head.class_margins.held_tensors()),
-            "head_buffers": max(
-                self.peak["head_forward"] - self.cache_bytes, self.peak["head_step"]
-            ),
+            "held_embeddings": seen,
+            "head_buffers": max(head - self.cache_bytes - seen, 0),
         }
 
 

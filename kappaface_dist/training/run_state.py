@@ -52,6 +52,7 @@ def build_saver(job: Job) -> Saver:
         keep=section.keep,
         best=section.best,
         asynchronous=section.asynchronous,
+        host_bytes=section.host_bytes,
     )
     saver.reserve(_replicated(job) | _sharded(job))
     return saver

@@ -132,7 +132,8 @@ class _Step:
         """The mean loss, with its gradient in the backbone and in what the head keeps."""
         losses = []
         if len(self.batches) > 1:
-            self.learner.head.announce(torch.cat([batch.label_B for batch in self.batches]))
+            with self.phase("head_forward"):
+                self.learner.head.announce(torch.cat([batch.label_B for batch in self.batches]))
         for number, batch in enumerate(self.batches):
             with self._sync(number):
                 loss = self._head(self._embed(number), [batch], number + 1)

@@ -3,7 +3,6 @@
 import sys
 import threading
 from contextlib import contextmanager
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.loading.loader import Batch
-from kappaface_dist.parallel import ranks
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.training.build import build_learner
@@ -70,12 +68,7 @@ def configure(*overrides):
 @contextmanager
 def on_ranks(num_ranks, rank=0):
     """Inside, this process is one of several, each with a GPU that is not there."""
-
-    def gather_objects(value, group=None):
-        return [value] * num_ranks
-
-    echo = mock.patch.object(ranks, "gather_objects", gather_objects)
-    with pretend_ranks(num_ranks, rank), pretend_gpu() as seen, echo:
+    with pretend_ranks(num_ranks, rank), pretend_gpu() as seen:
         yield seen
 
 

@@ -88,9 +88,10 @@ def marked_lines(root: Path = ROOT) -> list[Line]:
 
 # Run by tests/cuda_dry, which sees that they are; by text, so that other lines can come and go.
 RUN = {
-    "kappaface_dist/checkpoint/saver.py": [
-        "self._copies[name] = torch.empty(",
-        "self._copies[name].copy_(tensor.detach(), non_blocking=True)",
+    "kappaface_dist/checkpoint/pieces.py": [
+        "if self.room.take(part.nbytes, pinned=tensor.is_cuda):",
+        "self._copies[name, first] = torch.empty(",
+        "copy.copy_(_rows(tensor.detach(), first, last), non_blocking=True)",
         "if any(tensor.is_cuda for tensor in tensors.values()):",
         "torch.cuda.synchronize()",
     ],
@@ -141,6 +142,7 @@ EXCUSED = [
     ("kappaface_dist/data/loading/dali.py", "*", "recorded streams: data/loading/test_dali.py"),
     ("kappaface_dist/data/loading/loader.py", "decoder = DaliDecoder(", "DALI, as above"),
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
+    ("kappaface_dist/console.py", "*", "how many ranks torchrun starts: unit tests"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
     ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
@@ -152,6 +154,9 @@ EXCUSED = [
     ("kappaface_dist/planning/calibration.py", "*", "measures a GPU that is there"),
     ("kappaface_dist/planning/gpu_*.py", "*", "checks a GPU that is there"),
     ("kappaface_dist/planning/rehearsal.py", "*", "asks a real GPU's allocator"),
+    ("kappaface_dist/planning/memory.py", "*", "what it counts: cuda_dry/test_operations.py"),
+    ("kappaface_dist/planning/host_memory.py", "*", "arithmetic: planning/test_host_memory.py"),
+    ("kappaface_dist/planning/fitting.py", "*", "asks a GPU that is there for its size"),
     ("kappaface_dist/planning/step_time.py", "*", "arithmetic: integration/test_plan.py"),
     ("kappaface_dist/planning/this_machine.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/planning/doctor.py", "*", "asks the driver of this machine"),

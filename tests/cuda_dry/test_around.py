@@ -131,7 +131,7 @@ def test_the_saver_copies_into_pinned_memory_and_waits_once(gpu, tmp_path):
     saver.reserve(tensors)
     gpu.waits.clear()
     with MemoryMeter() as meter:
-        copies = saver._copy(tensors)
+        copies = saver.copies.take(tensors)
     assert [wait.why for wait in gpu.waits] == ["synchronize"]
     assert meter.peak_bytes == 0
     assert {tensor.device.type for tensor in copies.values()} == {"cpu"}

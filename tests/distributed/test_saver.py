@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kappaface_dist.checkpoint import saver
+from kappaface_dist.checkpoint import pieces, saver
 from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.folder import complete_checkpoints, damages
 from kappaface_dist.checkpoint.saver import Saver
@@ -38,9 +38,10 @@ def numbers(step):
     return {"run": {"step": step}, "metrics": {}, "world_size": parallel.world_size()}
 
 
-def save(root, step, keep=2, asynchronous=True):
+def save(root, step, keep=2, asynchronous=True, host_bytes=None):
     """Save, and spoil the tensors at once, as the next training step does."""
-    writer = Saver(root, keep=keep, best=None, asynchronous=asynchronous)
+    pieces.PIECE_BYTES = 64  # two rows of the weight
+    writer = Saver(root, keep=keep, best=None, asynchronous=asynchronous, host_bytes=host_bytes)
     replicated, sharded = {"bias": torch.full((5,), float(step))}, own(rows(step))
     writer.save(step, replicated, sharded, NUM_CLASSES, numbers(step))
     for tensor in (*replicated.values(), *sharded.values()):
@@ -55,10 +56,10 @@ def load(folder):
     return {name: tensor.numpy() for name, tensor in (replicated | sharded).items()}
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_any_number_of_ranks_reads_it_element_by_element(tmp_path, asynchronous):
+@pytest.mark.parametrize(("asynchronous", "host_bytes"), [(True, None), (True, 200), (False, None)])
+def test_any_number_of_ranks_reads_it_element_by_element(tmp_path, asynchronous, host_bytes):
     for step, num_ranks in enumerate((4, 2, 3, 0, 4), start=1):
-        run_on_ranks(num_ranks, save, tmp_path, step, 2, asynchronous)
+        run_on_ranks(num_ranks, save, tmp_path, step, 2, asynchronous, host_bytes)
         folder = complete_checkpoints(tmp_path)[-1]
         assert folder.name == f"step_{step:08d}"
         assert damages(folder, 0, 1) == []

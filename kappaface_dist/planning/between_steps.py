@@ -1,0 +1,40 @@
+"""Bytes that one rank takes between the steps, beside what stays.
+
+Vectors of K numbers, and what they are while they are computed: measured on heads of few classes.
+What goes over the centres themselves takes some rows at a time (`operations.py` looks).
+Shapes: K classes of this shard.
+"""
+
+import dataclasses
+
+import torch
+
+from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.made_up_job import made_up_head
+from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.memory_meter import MemoryMeter
+
+FEW, MORE = 4096, 8192
+# Small, so that rows which are on their way do not hide the vectors.
+EMBEDDING_SIZE = 8
+
+
+def operation_bytes(config: Config, size: JobSize) -> dict[str, int]:
+    """Most bytes by operation; call it inside `pretend_group.pretend_ranks`."""
+    few, more = (_peaks(config, count * size.num_ranks) for count in (FEW, MORE))
+    rows = size.classes_per_rank
+    return {name: round((more[name] - few[name]) / (MORE - FEW) * rows) for name in few}
+
+
+def _peaks(config: Config, num_classes: int) -> dict[str, int]:
+    backbone = dataclasses.replace(config.backbone, embedding_size=EMBEDDING_SIZE)
+    config = dataclasses.replace(config, backbone=backbone)
+    head = made_up_head(config, num_classes, torch.device("cpu"))
+    if (statistics := head.class_margins.statistics) is not None:
+        statistics.kappa_K.fill_(50.0)  # every class has been measured
+    peaks = {}
+    for name, function in (("log line", head.summary), ("epoch's end", head.end_epoch)):
+        with MemoryMeter() as meter:
+            function()
+        peaks[name] = meter.peak_bytes
+    return peaks

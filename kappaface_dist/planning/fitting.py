@@ -1,0 +1,69 @@
+"""Whether a job fits this machine, before anything of its size is made: for --check."""
+
+import os
+from typing import Any
+
+import torch
+
+from kappaface_dist.config.keys import Config
+from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.planning.between_steps import operation_bytes
+from kappaface_dist.planning.host_memory import host_memory
+from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
+from kappaface_dist.planning.plan import USABLE_SHARE, largest_at_a_time
+from kappaface_dist.planning.pretend_group import pretend_ranks
+
+
+def check_machine(config: Config) -> dict[str, Any]:
+    """`check_fits` for this machine and the ranks that torchrun describes; before they join."""
+    catalog = open_catalog(config.data.train or [])
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    size = JobSize(catalog.num_classes, catalog.num_images, num_ranks)
+    gpu_bytes = None
+    if torch.cuda.is_available():
+        gpu_bytes = torch.cuda.get_device_properties(0).total_memory
+    node_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with pretend_ranks(num_ranks):
+        return check_fits(config, size, gpu_bytes, node_bytes, ranks_here)
+
+
+def check_fits(
+    config: Config, size: JobSize, gpu_bytes: int | None, node_bytes: int, ranks_here: int
+) -> dict[str, Any]:
+    """What a rank will take; inside `pretend_ranks(size.num_ranks)`.
+
+    Args:
+        gpu_bytes: of a rank's GPU; None: it trains on the CPU, where the state alone is looked at.
+        node_bytes: of this machine's own memory, which ranks_here ranks share.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if gpu_bytes is not None:
+        needed = largest_at_a_time(
+            memory_items(config, size, "cuda"), operation_bytes(config, size)
+        )
+        if needed > USABLE_SHARE * gpu_bytes:
+            raise ValueError(
+                f"the job takes {needed / 1e9:.1f} GB of each GPU, which has"
+                f" {gpu_bytes / 1e9:.1f} GB, {USABLE_SHARE:.0%} of it to be used: tools/plan.py"
+                " says what takes it, and what to change"
+            )
+    else:
+        needed = round(
+            sum(bytes_per_class(config, size.num_ranks).values()) * size.classes_per_rank
+        )
+    host = host_memory(config, size, "cpu" if gpu_bytes is None else "cuda")
+    on_node = ranks_here * (host.total_bytes + (needed if gpu_bytes is None else 0))
+    if on_node > node_bytes:
+        copies = ranks_here * host.items["checkpoint_copies"]
+        raise ValueError(
+            f"the ranks here ({ranks_here}) take {on_node / 1e9:.1f} GB of the machine's own"
+            f" memory, which has {node_bytes / 1e9:.1f} GB; {copies / 1e9:.1f} GB of it are copies"
+            " for checkpoints: lower checkpoint.host_bytes, or use more machines"
+        )
+    return {
+        "planned_megabytes_per_rank": round(needed / 1e6, 1),
+        "planned_host_megabytes": round(on_node / 1e6, 1),
+    }
