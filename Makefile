@@ -7,6 +7,7 @@
 # make test-long    20,000 steps: memory, files and threads stay flat
 # make sbom    sbom.json: what is installed in .venv, as CycloneDX
 # make lock    docker/requirements.lock anew from setup.py and constraints.txt
+# make test-clients   our exports in onnxruntime 1.19, OpenCV, OpenVINO and insightface, likewise
 # make check   lint, types, spelling and architecture only
 # make docs    pages of the API from the docstrings, in build/docs; a warning is an error
 # make release-check   what a release needs, one line for each; CONTRIBUTING.md has the list
@@ -15,6 +16,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MXNET  := .venv-mxnet
 CUDA   := .venv-cuda
+CLIENTS := .venv-clients
 GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 NPROC  ?= $(if $(filter 0,$(GPUS)),2,$(GPUS))
 FACES  ?= data/faces
@@ -24,7 +26,7 @@ ARGS   ?=
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: train test test-mxnet test-cuda-dry check format clean test-image
-.PHONY: fuzz test-nodes test-long sbom lock docs release-check
+.PHONY: fuzz test-nodes test-long test-clients sbom lock docs release-check
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
@@ -67,6 +69,9 @@ lock: .venv-supply/.installed
 	echo setuptools | .venv-supply/bin/uv pip compile setup.py - --extra wandb --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --quiet \
 	  -c .venv-supply/constraints.txt -o docker/requirements.lock
+
+test-clients: $(VENV)/.installed-dev $(CLIENTS)/.tried
+	$(BIN)/python -m pytest tests/integration/test_clients.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -125,9 +130,20 @@ $(CUDA)/.tried:
 	       echo "a build of torch for CUDA cannot be installed here (the reason is above, when it was" \
 	         "tried; rm -r $(CUDA) to try again): the dry tests are skipped" > $@; }
 
+# An old onnxruntime beside other people's programs; 0.9 GB and two minutes, so not part of `make test`.
+$(CLIENTS)/.tried:
+	rm -rf $(CLIENTS) && mkdir $(CLIENTS)
+	$(PYTHON) -m venv $(CLIENTS) \
+	  && $(CLIENTS)/bin/python -m pip install --quiet onnxruntime==1.19.2 openvino==2026.4.1 \
+	    insightface==2.1 opencv-python-headless==5.0.0.93 \
+	  && $(CLIENTS)/bin/python -c 'import cv2, insightface, onnxruntime, openvino' \
+	  || { echo "the clients cannot be installed here: their tests are skipped"; rm -rf $(CLIENTS)/bin; }
+	touch $@
+
 # Builds the container image without a registry and trains in it (docker/test_image.sh says how).
 test-image:
 	docker/test_image.sh
 
 clean:
-	rm -rf $(VENV) $(MXNET) $(CUDA) .venv-supply build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MXNET) $(CUDA) $(CLIENTS) .venv-supply build *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache
