@@ -1,10 +1,14 @@
 """Show what KappaFace made of a run's classes: margins, concentrations, the hardest and easiest.
 
     python tools/margin_report.py runs/NAME
-    python tools/margin_report.py runs/NAME/checkpoints/step_00001000
+    python tools/margin_report.py runs/NAME/checkpoints/step_00001000 --embed 20000
 
 Writes report.md, margins.png (margin against images of the class), concentrations.png (now, and
-over the training from metrics.jsonl) and identities.png (sample images) to RUN/margins/.
+over the training from metrics.jsonl), reliability.png (how well two sets of photos of one person
+agree, and how far a concentration may be off) and identities.png (sample images) to RUN/margins/.
+
+For the reliability the checkpoint's network embeds photos of its own training data, --embed of them
+at most. They have been trained on, so their concentrations are higher than new photos' would be.
 """
 
 from pathlib import Path
@@ -13,6 +17,7 @@ from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.margin_page import summary_text, write_page
 from kappaface_dist.margin_study.margin_pictures import draw_pictures
 from kappaface_dist.margin_study.margin_report import margin_summary, read_measures
+from kappaface_dist.margin_study.reliability import embed_classes, noise_share, reliability
 
 
 def main() -> None:
@@ -20,12 +25,30 @@ def main() -> None:
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
     parser.add_argument("--train", metavar="PATH", help="the run's data, if it has moved")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
+    parser.add_argument(
+        "--embed",
+        type=int,
+        default=2000,
+        metavar="IMAGES",
+        help="photos to embed for the reliability; 0: leave it out (default: %(default)s)",
+    )
     parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
     args = parser.parse_args()
+    if args.embed < 0:
+        raise ValueError(f"--embed is {args.embed}, expected 0 or more")
     classes = read_measures(args.path, args.train)
+    rows = []
+    if args.embed:
+        embedded = embed_classes(classes, args.embed)
+        rows = reliability(embedded, classes.margin.estimator, classes.margin.max_resultant)
     summary = margin_summary(classes)
+    summary["reliability"] = {
+        "embedded": len(embedded.label_I) if args.embed else 0,
+        "by_images": rows,
+        "noise_share": noise_share(rows, classes),
+    }
     folder = args.out or classes.folder.resolve().parents[1] / "margins"
-    drawn = draw_pictures(folder, classes)
+    drawn = draw_pictures(folder, classes, rows)
     write_page(folder, summary, drawn)
     summary["pictures"] = [str(path) for path in drawn]
     if args.json != "-":

@@ -45,9 +45,39 @@ def summary_text(summary: dict[str, Any]) -> str:
             f" | {row['margin_mean']:.3f} | {row['margin_min']:.3f} | {row['margin_max']:.3f}"
             f" | {_number(row['concentration_median'], '.1f')} | {row['neutral_share']:.0%} |"
         )
+    if "reliability" in summary:
+        lines += ["", *_reliability_rows(summary["reliability"])]
     for title in ("hardest", "easiest"):
         lines += ["", *_class_rows(title, summary[title])]
     return "\n".join(lines) + "\n"
+
+
+def _reliability_rows(found: dict[str, Any]) -> list[str]:
+    """What two sets of photos of one class say of each other."""
+    rows, share = found["by_images"], found["noise_share"]
+    if not rows:
+        why = "no photo was embedded" if not found["embedded"] else "too few classes have enough"
+        return [f"How much of a margin is knowledge: not measured, {why} (--embed)."]
+    lines = [
+        f"How much of a concentration is knowledge, from {found['embedded']} training photos: two"
+        " sets of so many photos of one class, correlated over classes (1: all knowledge, 0: all"
+        " chance), and the error of a concentration.",
+        "",
+        "| photos of a set | classes | correlation | of ranks | error | of independent photos |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['images']} | {row['classes']} | {row['pearson']:.2f} | {row['spearman']:.2f}"
+        f" | {row['error']:.3g} | {row['expected_error']:.3g} |"
+        for row in rows
+    ]
+    if share is not None:
+        lines += [
+            "",
+            f"Of the spread of the measured classes' concentrations, and with it of their margins,"
+            f" {share:.0%} is sampling error (of the variance).",
+        ]
+    return lines
 
 
 def _class_rows(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ Shapes: C classes, H W image size.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.margin_study.margin_report import ClassMeasures, easiest, hardest
+from kappaface_dist.margin_study.reliability_picture import draw_reliability
 from kappaface_dist.text_files import shown
 
 # More classes than this are thinned out evenly.
@@ -23,8 +25,13 @@ IMAGES_EACH = 6
 TILE = 80
 
 
-def draw_pictures(folder: Path, classes: ClassMeasures) -> list[Path]:
+def draw_pictures(
+    folder: Path, classes: ClassMeasures, reliability: Sequence[dict[str, Any]] = ()
+) -> list[Path]:
     """Draw all pictures into folder; returns their paths.
+
+    Args:
+        reliability: of `reliability.reliability`.
 
     Raises:
         ValueError: a sample image is unreadable.
@@ -42,6 +49,11 @@ def draw_pictures(folder: Path, classes: ClassMeasures) -> list[Path]:
         _course(course, classes.history)
         figure.savefig(drawn[1])
         _identities(classes).savefig(drawn[2])
+    if reliability:
+        drawn.append(folder / "reliability.png")
+        figure = Figure(figsize=(11, 4.5), layout="constrained", dpi=120)
+        draw_reliability(figure, classes, reliability)
+        figure.savefig(drawn[-1])
     return drawn
 
 

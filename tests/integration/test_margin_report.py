@@ -52,10 +52,19 @@ def test_report(run_folder, faces):
     assert [entry["class"] for entry in report["hardest"]] == np.argsort(kappa_C)[:8].tolist()
     assert report["easiest"][0]["concentration"] == pytest.approx(kappa_C.max())
     assert report["neutral_share"] == 0
-    names = {"margins.png", "concentrations.png", "identities.png", "report.md"}
+    names = {"margins.png", "concentrations.png", "identities.png", "report.md", "reliability.png"}
     assert {path.name for path in (run_folder / "margins").iterdir()} == names
     text = (run_folder / "margins" / "report.md").read_text()
     assert "![identities](identities.png)" in text
+    found = report["reliability"]
+    assert 100 < found["embedded"] <= 2000
+    sizes = [row["images"] for row in found["by_images"]]
+    assert sizes == sorted(sizes)
+    for row in found["by_images"]:
+        assert row["classes"] == (count_C >= 2 * row["images"]).sum()
+        assert row["error"] > 0
+    assert 0 < found["noise_share"] <= 1
+    assert f"{found['noise_share']:.0%} is sampling error" in text
 
 
 def test_metrics_follow_the_concentrations(run_folder):
@@ -76,6 +85,9 @@ def test_an_earlier_checkpoint_has_its_own_report(run_folder, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["step"] == int(first.name.removeprefix("step_")) < int(last.name[5:])
     assert "| hardest classes |" in done.stdout
+    few = python(TOOL, first, "--out", tmp_path, "--embed", 0)
+    assert "not measured, no photo was embedded (--embed)" in few.stdout
+    assert exit_line(TOOL, first, "--embed", -1) == "error: --embed is -1, expected 0 or more"
 
 
 def test_average_ranks():
