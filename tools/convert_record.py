@@ -9,7 +9,7 @@ Examples:
 import sys
 from pathlib import Path
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.convert import convert
 from kappaface_dist.data.sources.catalog import open_catalog
 
@@ -39,7 +39,7 @@ def main() -> None:
         metavar="LABEL",
         help="leave out the images with this label, and renumber; may be given several times",
     )
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_json(parser)
     args = parser.parse_args()
 
     catalog = open_catalog(

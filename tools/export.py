@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.models.export import save_backbone
 from kappaface_dist.models.metadata import learnt_facts
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--evaluation", metavar="JSON", help="results for the card: evaluate.py --json"
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the comparisons as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     formats = args.formats.split(",")
     if unknown := set(formats) - FORMATS.keys():

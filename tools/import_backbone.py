@@ -6,6 +6,7 @@ The result starts a training (backbone.init=r50.safetensors) or goes to evaluate
 Which backbone it is follows from its tensors. Nothing in the file is run.
 """
 
+from kappaface_dist import options
 from kappaface_dist.backbones import BACKBONES
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.models.export import save_backbone
@@ -17,11 +18,11 @@ def main() -> None:
     parser.add_argument("file", metavar="FILE", help="backbone.pth, or checkpoint_gpu_0.pt")
     parser.add_argument("out", metavar="OUT.safetensors")
     parser.add_argument("--name", choices=BACKBONES, help="default: found by the tensors")
-    parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
+    options.add_image_size(parser)
     parser.add_argument(
         "--partial", action="store_true", help="write even if tensors are not matched"
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the report as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     model, settings, report = import_backbone(args.file, args.name, args.image_size)
     if args.json != "-":

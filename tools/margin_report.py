@@ -9,6 +9,7 @@ over the training from metrics.jsonl) and identities.png (sample images) to RUN/
 
 from pathlib import Path
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.margin_page import summary_text, write_page
 from kappaface_dist.margin_study.margin_pictures import draw_pictures
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
     parser.add_argument("--train", metavar="PATH", help="the run's data, if it has moved")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     classes = read_measures(args.path, args.train)
     summary = margin_summary(classes)
