@@ -21,6 +21,7 @@ import numpy as np
 
 from kappaface_dist.data.sources.base import MAX_CLASSES
 from kappaface_dist.data.sources.class_names import read_class_names
+from kappaface_dist.text_files import shown
 
 MAX_KEPT_BYTES = 1 << 28  # of row groups
 
@@ -50,13 +51,15 @@ class TableSource:
             column = self._blocks.labels(label)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
-        except pa.ArrowException as error:
-            text = " ".join(str(error).split())
-            raise ValueError(f"{path} cannot be read ({text}): copy or rebuild it") from error
+        except (pa.ArrowException, OSError) as error:
+            text = f"{path} cannot be read ({shown(str(error))}): copy or rebuild it"
+            raise ValueError(text) from error
         if column.null_count:
             raise ValueError(f"{path}: {column.null_count} rows have no {label}: remove them")
         if len(column) == 0:
             raise ValueError(f"{path} has no row: rebuild it, or leave it out")
+        if len(column) != (rows := sum(self._blocks.num_rows)):
+            raise ValueError(f"{path} has {len(column)} labels for {rows} rows: copy or rebuild it")
         self.class_names: Sequence[str] | None
         self.named_by_text = _holds_text(column.type)
         if self.named_by_text:
@@ -182,6 +185,7 @@ class _ArrowBlocks:
         except pa.ArrowInvalid:
             mapped.seek(0)
             self._table = pa.ipc.open_file(mapped).read_all()
+        self._table.validate(full=True)  # pyarrow follows damaged offsets out of the memory
         self.schema = self._table.schema
         self.num_rows = [len(batch) for batch in self._table.to_batches()]
 
@@ -223,8 +227,9 @@ class _ParquetBlocks:
                 try:
                     group = self._file.read_row_group(block, [self.image], use_threads=False)
                 except (pa.ArrowException, OSError) as error:
-                    text = " ".join(str(error).split())
-                    raise ValueError(f"row group {block} cannot be read ({text})") from error
+                    raise ValueError(f"row group {block}: {shown(str(error))}") from error
+                if len(group) != self.num_rows[block]:
+                    raise ValueError(f"row group {block} holds only {len(group)} images")
                 self._kept[block] = group.column(self.image).combine_chunks()
                 while len(self._kept) > 1 and self._size() > MAX_KEPT_BYTES:
                     self._kept.popitem(last=False)

@@ -121,3 +121,33 @@ def test_the_tables_of_the_cases(shared_cases, name):
     expected = [f"n{k:06}" for k in range(10)] if name in ("string", "dictionary") else None
     assert catalog.class_names == expected
     assert catalog.read(39)[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_flipped_bits_end_in_one_sentence_or_in_what_is_there(tmp_path, suffix):
+    """Never in another error, which would end a training, nor in the death of the process."""
+    path = tmp_path / f"train{suffix}"
+    columns = {
+        "image": [b"picture %d" % i for i in range(12)],
+        "label": [i // 3 for i in range(12)],
+    }
+    if suffix == ".parquet":
+        pq.write_table(pa.table(columns), path, row_group_size=5)
+    else:
+        table = pa.table(columns)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    good = path.read_bytes()
+    refusals = []
+    for at in range(0, len(good), 5):
+        damaged = bytearray(good)
+        damaged[at] ^= 1 if at % 2 else 8
+        path.write_bytes(damaged)
+        try:
+            source = TableSource(path)
+            assert all(len(source.read(i)) < 100 for i in range(len(source.label_I)))
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 20
+    assert not any("\n" in text for text in refusals)
+    assert all(str(path) in text or "row group" in text or "row" in text for text in refusals)
