@@ -104,7 +104,7 @@ def _add(
     # The older spelling, which nobody need learn, names the value in reports that are there.
     dest = (older or name).lstrip("-").replace("-", "_")
     text = text if default is None else f"{text} (default: %(default)s)"
-    parser.add_argument(name, type=positive, dest=dest, default=default, metavar=metavar, help=text)
+    parser.add_argument(name, type=count, dest=dest, default=default, metavar=metavar, help=text)
     if older is not None:
         hidden = argparse.SUPPRESS
         parser.add_argument(older, type=count, dest=dest, default=hidden, help=hidden)
