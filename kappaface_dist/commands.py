@@ -34,13 +34,15 @@ def num_cores() -> int:
 
 
 def image_progress() -> Callable[[int, int], None]:
-    """A bar that appears when it is first told (images done, images in all)."""
+    """A bar, on a terminal, once it is first told (images done, images in all)."""
     bar: tqdm | None = None
 
     def progress(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(total=total, unit=" images", dynamic_ncols=True)
+            bar = tqdm(total=total, unit=" images", dynamic_ncols=True, disable=None)
+        if bar.disable:
+            return  # it does not count
         bar.update(done - bar.n)
         if done == total:
             bar.close()

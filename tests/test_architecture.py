@@ -22,7 +22,8 @@ LAYERS: list[set[str]] = [
     {"data", "head"},
     {
         *("parallel", "config", "backbones"),
-        *("commands", "counter_random", "restricted_pickle", "text_files", "whole_files"),
+        *("commands", "options", "counter_random", "restricted_pickle"),
+        *("text_files", "whole_files"),
     },
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

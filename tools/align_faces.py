@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.images import decode_picture
 from kappaface_dist.data.prepare.align_photos import (
     FALLBACKS,
@@ -49,7 +49,7 @@ def main() -> None:
         photos,
         image_size=args.image_size,
         fallback=args.fallback,
-        progress=lambda names: tqdm(names, unit=" photos", dynamic_ncols=True),
+        progress=lambda names: tqdm(names, unit=" photos", dynamic_ncols=True, disable=None),
     )
     aligned.sort(key=lambda each: each.doubtfulness)
     without = [each for each in aligned if not each.found]
@@ -91,8 +91,8 @@ def parse_args() -> argparse.Namespace:
         " its middle is taken, so that a list of pairs can still be run (default: %(default)s)",
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the crops to look at")
-    parser.add_argument("--image-size", type=int, default=112, help="in pixels (default: 112)")
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_image_size(parser, "height and width of the crops")
+    options.add_json(parser)
     return parser.parse_args()
 
 

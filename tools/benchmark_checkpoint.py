@@ -9,6 +9,7 @@ in turns, and deletes what it wrote.
 import statistics
 from pathlib import Path
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.checkpoint_benchmark import measure_pauses
@@ -16,10 +17,10 @@ from kappaface_dist.planning.checkpoint_benchmark import measure_pauses
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--classes", type=int, default=180_000)
+    parser.add_argument("--classes", type=options.positive, default=180_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, required=True, help="on the disk to measure")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     device = parallel.start()
     folder = args.folder / "benchmark_checkpoint"

@@ -10,7 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.loader_benchmark import Task, take_turns, time_reader
 
@@ -19,17 +19,17 @@ def parse_args() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
     parser.add_argument("data", help="a .rec file (DALI's reader wants its .idx beside it)")
     parser.add_argument("--loader", choices=("dali", "cpu"), default="cpu", help="ours")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_device(parser)
     parser.add_argument(
         "--dali-decodes", action="store_true", help="on the CPU, too: what the GPU does, done there"
     )
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=112)
+    options.add_batch_size(parser, 128)
+    options.add_image_size(parser)
     parser.add_argument("--augment", default="flip", help="preset of ours (the others only flip)")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as cores")
+    options.add_threads(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_json(parser)
     return parser.parse_args()
 
 

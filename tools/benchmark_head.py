@@ -1,13 +1,13 @@
 """Time and memory of the streaming head beside a dense one, taking turns in one run.
 
-    python tools/benchmark_head.py --classes 200000 --batch 512 --json -
-    python tools/benchmark_head.py --classes 200000 --batch 512 --ranks 2
+    python tools/benchmark_head.py --classes 200000 --batch-size 512 --json -
+    python tools/benchmark_head.py --classes 200000 --batch-size 512 --ranks 2
     torchrun --nproc_per_node 8 tools/benchmark_head.py --device cuda --dtype bf16 \
-        --classes 10000000 --batch 1024 --centre-dtype bf16 --momentum-dtype none
+        --classes 10000000 --batch-size 1024 --centre-dtype bf16 --momentum-dtype none
     python tools/benchmark_head.py --all --device cuda --json head.json
 
---classes and --batch count over all ranks. With --ranks above 1 it starts its own processes, each
-with one thread, as torchrun's have; with one rank torch uses all cores (or OMP_NUM_THREADS).
+--classes and --batch-size count over all ranks. With --ranks above 1 it starts its own processes,
+each with one thread, as torchrun's have; with one rank torch uses all cores (or OMP_NUM_THREADS).
 --all goes through the sizes and settings of BENCHMARKS.md; --shrink divides its sizes for a trial.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.head import ArcFace, PartialFC
 from kappaface_dist.head.shard import shard_classes
 from kappaface_dist.parallel import ranks as parallel
@@ -64,21 +64,21 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--classes", type=int, default=200_000)
-    parser.add_argument("--batch", type=int, default=512, help="images of all ranks together")
-    parser.add_argument("--embedding", type=int, default=512)
+    parser.add_argument("--classes", type=options.positive, default=200_000)
+    options.add_batch_size(parser, 512, older="--batch")
+    options.add_embedding_size(parser, older="--embedding")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--sample-rate", type=float, default=1.0)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_device(parser)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--dense-dtype", choices=sorted(DTYPES), help="as --dtype if not given")
     parser.add_argument("--no-dense", dest="dense", action="store_false")
-    parser.add_argument("--logit-cache-bytes", type=int, default=0)
+    parser.add_argument("--logit-cache-bytes", type=options.count, default=0)
     parser.add_argument("--skip-mass", type=float, default=0.0, help="as head.skip_mass")
     parser.add_argument(
         "--near", action="store_true", help="images around their classes' centres, not anywhere"
     )
-    parser.add_argument("--chunk-bytes", type=int, help="of one chunk of logits")
+    parser.add_argument("--chunk-bytes", type=options.positive, help="of one chunk of logits")
     parser.add_argument(
         "--centre-dtype",
         choices=sorted(DTYPES),
@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="timed steps of each side")
     parser.add_argument("--all", action="store_true", help="every case of BENCHMARKS.md")
     parser.add_argument("--shrink", type=int, default=1, help="divide the sizes of --all")
-    parser.add_argument("--json", help="file for the report, - for standard output")
+    options.add_json(parser)
     return parser.parse_args()
 
 
@@ -221,7 +221,7 @@ def main() -> None:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected 1 or more")
     if arguments.batch % arguments.ranks:
         raise ValueError(
-            f"--batch is {arguments.batch} for {arguments.ranks} ranks: all ranks take equally many"
+            f"--batch-size is {arguments.batch} for {arguments.ranks} ranks: each takes as many"
             " images, choose a multiple"
         )
     parallel.call_on_ranks(run_rank, arguments, arguments.ranks)

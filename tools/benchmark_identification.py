@@ -10,25 +10,26 @@ import statistics
 
 import torch
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.planning.search_benchmark import measure_search
 
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--gallery", type=int, default=100_000, metavar="ENTRIES")
-    parser.add_argument("--probes", type=int, default=1_000, metavar="IMAGES")
-    parser.add_argument("--embedding-size", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--gallery", type=options.positive, default=100_000, metavar="ENTRIES")
+    parser.add_argument("--probes", type=options.positive, default=1_000, metavar="IMAGES")
+    options.add_embedding_size(parser)
+    options.add_threads(parser)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-faiss", action="store_true", help="this project's search only")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     report = measure_search(
         args.gallery,
         args.probes,
         args.embedding_size,
-        num_threads=args.threads,
+        num_threads=args.threads or torch.get_num_threads(),
         num_repeats=args.repeats,
         with_faiss=not args.no_faiss,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
@@ -41,9 +41,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
     parser.add_argument("config", help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options.add_device(parser)
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--classes", type=float, default=360e3, help="identities of all ranks")
+    parser.add_argument(
+        "--classes", type=options.positive, default=360_000, help="identities of all ranks"
+    )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="besides plain and config")
     parser.add_argument(
@@ -52,12 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plan-for",
         nargs="+",
-        type=float,
+        type=options.positive,
         default=[],
         metavar="CLASSES",
         help="measure the configuration with so many identities too, and compare with a plan",
     )
-    parser.add_argument("--json", help="file for the report, - for standard output")
+    options.add_json(parser)
     return parser.parse_intermixed_args()
 
 

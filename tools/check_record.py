@@ -3,13 +3,12 @@
 Example: python tools/check_record.py data/ms1mv3/train.rec --plot check.png
 """
 
-import os
 import sys
 from typing import Any
 
 import numpy as np
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.check import CheckReport, check_catalog
 from kappaface_dist.data.sources.catalog import open_catalog
 
@@ -19,13 +18,17 @@ def main() -> None:
     parser.add_argument(
         "data", nargs="+", help="record file(s), .tar, .parquet, .arrow, or a folder of identities"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that decode")
+    options.add_threads(parser)
     parser.add_argument("--plot", metavar="PNG", help="draw the images per identity")
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_json(parser)
     args = parser.parse_args()
 
     catalog = open_catalog(args.data if len(args.data) > 1 else args.data[0])
-    report = check_catalog(catalog, num_threads=args.threads, progress=commands.image_progress())
+    report = check_catalog(
+        catalog,
+        num_threads=args.threads or commands.num_cores(),
+        progress=commands.image_progress(),
+    )
     numbers = summary(report)
     if args.plot:
         plot(report, args.plot)

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kappaface_dist import options
 from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, damages, read_numbers
 from kappaface_dist.checkpoint.tensors import stored_tensors
 from kappaface_dist.commands import new_parser, run, write_json
@@ -19,7 +20,7 @@ from kappaface_dist.commands import new_parser, run, write_json
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
-    parser.add_argument("--json", metavar="PATH|-", help="write the description as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     folder = _checkpoint(args.path)
     problems = damages(folder, 0, 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_picture
@@ -74,8 +75,8 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--landmarks", type=Path, metavar="FILE")
     source.add_argument("--detector", type=Path, metavar="ONNX", help="the largest face is taken")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
-    parser.add_argument("--json", metavar="PATH|-", help="write the cosines as JSON")
+    options.add_batch_size(parser)
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -30,7 +30,8 @@ seeds it adds those.
 
 import argparse
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.arms import REFERENCE, choose_arms
 from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
@@ -47,11 +49,11 @@ from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.training import Budget, check_budget
 
 QUICK = Budget(embedding_size=64, image_size=32, batch_size=32, epochs=6.0, scale=16.0)
-BUDGET_OPTIONS = {
+BUDGET_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
     "backbone": (str, "NAME", "as in configurations"),
-    "embedding_size": (int, "D", "numbers per embedding"),
-    "image_size": (int, "PIXELS", "that the network sees"),
-    "batch_size": (int, "IMAGES", "of a step"),
+    "embedding_size": (options.count, "NUMBERS", "of an embedding"),
+    "image_size": (options.count, "PIXELS", "that the network sees"),
+    "batch_size": (options.count, "IMAGES", "of a step"),
     "epochs": (float, "N", "passes over the data"),
     "lr": (float, "X", "peak learning rate"),
     "scale": (float, "S", "of the logits"),
@@ -67,10 +69,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--long-tail", type=int, metavar="N", help="thin out its classes, down to N images"
     )
-    parser.add_argument(
-        "--identities", type=int, help="made-up people to train on (550, quick: 150)"
-    )
-    parser.add_argument("--unseen", type=int, help="made-up people to verify on (200)")
+    options.add_identities(parser, None, "made-up people to train on (550, quick: 150)")
+    options.add_unseen_identities(parser, None, "made-up people to verify on (200)", "--unseen")
     parser.add_argument("--data-seed", type=int, default=0, help="another seed, other people")
     parser.add_argument(
         "--arms", metavar="A,B", help="only these, and what they are compared to; none: --arm alone"
@@ -90,12 +90,12 @@ def parse_args() -> argparse.Namespace:
         option = f"--{name.replace('_', '-')}"
         values = f"{getattr(Budget(), name)}, quick: {getattr(QUICK, name)}"
         parser.add_argument(option, type=kind, metavar=metavar, help=f"{text} ({values})")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    options.add_device(parser, kind=str)
     parser.add_argument(
         "--processes", type=int, help="trainings side by side (default: every core, one on cuda)"
     )
     parser.add_argument("--out", type=Path, help="default: runs/compare_margins or ..._quick")
-    parser.add_argument("--json", metavar="PATH|-", help="write all numbers as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 
@@ -105,12 +105,14 @@ def main() -> None:
         return  # under torchrun the first process starts as many workers as there are ranks
     experiment, processes = make_experiment(args)
     prepare_data(args, experiment, processes)
-    with tqdm(desc="trainings", unit="", mininterval=1.0) as bar:
+    with tqdm(desc="trainings", unit="", mininterval=1.0, disable=None) as bar:
         bar.total = len(experiment.arms) * experiment.num_seeds + 1
 
         def progress(line: str) -> None:
             bar.update()
             bar.set_postfix_str(line)
+            if bar.disable:  # no terminal: a line for each
+                print(line, file=sys.stderr, flush=True)
 
         num_trained = run_experiment(experiment, processes, progress)
     report = {
@@ -133,7 +135,9 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
     if args.long_tail is not None and args.train is None:
         raise ValueError("--long-tail is for --train: made-up people have a long tail already")
     if args.train is not None and (args.identities or args.unseen):
-        raise ValueError("--identities and --unseen are for made-up people, not for --train")
+        raise ValueError(
+            "--identities and --unseen-identities are for made-up people, not for --train"
+        )
     if args.device not in ("cpu", "cuda"):
         raise ValueError(f"--device is {args.device!r}, expected cpu or cuda")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -186,7 +190,7 @@ def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: in
 
 
 def progress_bar(items: Iterable[Any], total: int) -> Iterable[Any]:
-    return tqdm(items, total=total, desc="drawing faces", unit="image", mininterval=1.0)
+    return tqdm(items, total=total, desc="drawing faces", unit=" images", disable=None)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Examples:
 import sys
 from pathlib import Path
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.clean import WRONG, clean_catalog
 from kappaface_dist.data.prepare.convert import convert
 from kappaface_dist.data.prepare.drop_list import read_drop_list
@@ -56,7 +56,7 @@ def main() -> None:
         help="leave out the images and join the classes that a labels.json of label_report.py"
         " lists, and renumber",
     )
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_json(parser)
     args = parser.parse_args()
     if args.drop and args.clean:
         parser.error("--drop and --clean: one at a time, as a class that --clean joins is no more")

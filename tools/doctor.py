@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.planning.doctor import ABSENT, BAD, OK, examine
 
 MARKS = {OK: "ok", ABSENT: "-", BAD: "BAD"}
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=Path(), help="where runs are written (default: here)"
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the findings as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -12,6 +12,7 @@ again only where weights or images changed. Unreadable images are rows of NaN, a
 import argparse
 from pathlib import Path
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.files import (
@@ -60,14 +61,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("images", metavar="IMAGES", help="a .rec file, or a folder")
     parser.add_argument("out", metavar="OUT", help="folder for the result")
     parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    options.add_batch_size(parser)
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="add the mirror image's embedding, as the evaluation does",
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
 from kappaface_dist.evaluation.sets.pair_file import read_pairs
@@ -142,7 +143,7 @@ def parse_args() -> argparse.Namespace:
         metavar="SHARE",
         help="of accuracy, beside float32 (default: %(default)s, half a percentage point)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    options.add_batch_size(parser)
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -150,7 +151,7 @@ def parse_args() -> argparse.Namespace:
         metavar="REPLICATES",
         help="of the differences' intervals; 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the comparisons as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 

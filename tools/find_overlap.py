@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
@@ -72,7 +73,7 @@ def parse_args() -> argparse.Namespace:
         metavar="IMAGES",
         help="of each class of a dataset at most so many are looked at (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    options.add_batch_size(parser)
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -80,7 +81,7 @@ def parse_args() -> argparse.Namespace:
         metavar="REPLICATES",
         help="of the verification's intervals; 0 for none (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the result as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.planning.gpu_check import CHECKS, Machine
 from kappaface_dist.planning.gpu_ranks import RANKS
 from kappaface_dist.planning.gpu_speed import SPEEDS
@@ -20,11 +20,9 @@ from kappaface_dist.planning.gpu_speed import SPEEDS
 
 def parse_args() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu (default: cuda)")
+    options.add_device(parser, "cuda", kind=str)
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, for a trial")
-    parser.add_argument(
-        "--json", metavar="PATH", help="file for the figures, - for standard output"
-    )
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ Which backbone it is follows from its tensors, unless it is one of timm's, whose
 behind. Nothing in the file is run.
 """
 
+from kappaface_dist import options
 from kappaface_dist.backbones import BACKBONES
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.models.export import save_backbone
@@ -23,11 +24,11 @@ def main() -> None:
         metavar="NAME",
         help=f"{', '.join(BACKBONES)}, or timm/NAME; default: found by the tensors",
     )
-    parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
+    options.add_image_size(parser)
     parser.add_argument(
         "--partial", action="store_true", help="write even if tensors are not matched"
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the report as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     model, settings, report = import_backbone(args.file, args.name, args.image_size)
     if args.json != "-":

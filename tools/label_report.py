@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
@@ -67,8 +68,8 @@ def parse_args() -> argparse.Namespace:
     command_line.add_model(parser)
     parser.add_argument("--data", nargs="+", help="default: what the run was trained on")
     parser.add_argument("--out", metavar="FOLDER", help="default: labels in the run's folder")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
-    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    options.add_batch_size(parser)
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -4,13 +4,12 @@ python tools/make_faces.py data/faces --json data/faces/summary.json
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.made_up_faces.dataset import write_faces
 
 
@@ -19,33 +18,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "out", help="folder for train.rec, train.idx, property, unseen.bin and sheet.png"
     )
-    parser.add_argument(
-        "--identities", type=int, default=550, help="people in the record (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--unseen-identities",
-        type=int,
-        default=120,
-        help="people in the verification pairs, none of them in the record (default: %(default)s)",
+    options.add_identities(parser, 550, "people in the record")
+    options.add_unseen_identities(
+        parser, 120, "people in the verification pairs, none of them in the record"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other people")
-    parser.add_argument("--image-size", type=int, default=112, help="in pixels (default: 112)")
+    options.add_image_size(parser)
     parser.add_argument(
         "--processes",
         type=int,
         default=commands.num_cores(),
         help="processes that draw; the result is the same for any number (default: every core)",
     )
-    parser.add_argument(
-        "--json", metavar="PATH", help="write a summary there; - for standard output"
-    )
+    options.add_json(parser)
     return parser.parse_args()
 
 
 def progress_bar(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """A bar on a terminal; in a log, its state every five seconds."""
-    interval = 0.2 if sys.stderr.isatty() else 5.0
-    return tqdm(items, total=total, desc="drawing faces", unit="image", mininterval=interval)
+    return tqdm(items, total=total, desc="drawing faces", unit=" images", disable=None)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.prepare.make_record import prepare
 from kappaface_dist.data.sources.base import list_dataset
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder with a folder per identity")
     parser.add_argument("out", metavar="OUT.bin", help="file to write")
     parser.add_argument("--pairs", metavar="FILE", help="list of pairs in LFW's format")
-    parser.add_argument("--image-size", type=int, default=112, metavar="PIXELS")
+    options.add_image_size(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the different pairs' drawing")
-    parser.add_argument("--json", metavar="PATH|-", help="write the counts as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
     if args.image_size < 1:
         raise ValueError(f"--image-size is {args.image_size}, expected 1 or more")

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.make_record import make_record
 from kappaface_dist.data.sources.base import LeftOut
 
@@ -22,13 +22,10 @@ def parse_args() -> argparse.Namespace:
         help="holds a folder of images per identity, which may lie in folders inside it",
     )
     parser.add_argument("out", type=Path, help="folder for the result, made if absent")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        default=112,
-        metavar="PIXELS",
-        help="height and width of the images written; upright JPEGs that have it already are copied"
-        " as they are, others are resized and encoded anew (default: %(default)s)",
+    options.add_image_size(
+        parser,
+        "height and width of the images written; upright JPEGs that have it already are copied as"
+        " they are, others are resized and encoded anew",
     )
     parser.add_argument(
         "--processes",
@@ -43,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         help='record files to write, named train-00000-of-00008.rec; train on them with "OUT/*.rec"'
         " (default: one, train.rec)",
     )
-    parser.add_argument("--json", metavar="PATH", help="write a report as JSON, - for stdout")
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -11,8 +11,9 @@ head.init=CHECKPOINT head.identity_map=map.tsv
 from collections.abc import Sequence
 from pathlib import Path
 
+from kappaface_dist import options
 from kappaface_dist.checkpoint.identity_map import write_identity_map
-from kappaface_dist.commands import new_parser, run
+from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.data.sources.class_names import SUFFIX, read_class_names
 from kappaface_dist.data.sources.finding import FILE_SOURCES
@@ -24,10 +25,14 @@ def main() -> None:
     parser.add_argument("old", type=Path, help="identities of the earlier run")
     parser.add_argument("new", type=Path, help="identities of the run to come")
     parser.add_argument("out", type=Path, help="the map")
+    options.add_json(parser)
     args = parser.parse_args()
     old, new = _names(args.old), _names(args.new)
     stay = write_identity_map(args.out, old, new)
-    print(f"{stay} identities stay, {len(old) - stay} go, {len(new) - stay} are new")
+    report = {"stay": stay, "go": len(old) - stay, "new": len(new) - stay}
+    if args.json != "-":
+        print(f"{stay} identities stay, {report['go']} go, {report['new']} are new")
+    write_json(args.json, report)
 
 
 def _names(path: Path) -> Sequence[str]:

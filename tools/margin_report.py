@@ -13,6 +13,7 @@ at most. They have been trained on, so their concentrations are higher than new 
 
 from pathlib import Path
 
+from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.margin_page import summary_text, write_page
 from kappaface_dist.margin_study.margin_pictures import draw_pictures
@@ -27,15 +28,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
     parser.add_argument(
         "--embed",
-        type=int,
+        type=options.count,
         default=2000,
         metavar="IMAGES",
         help="photos to embed for the reliability; 0: leave it out (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    options.add_json(parser)
     args = parser.parse_args()
-    if args.embed < 0:
-        raise ValueError(f"--embed is {args.embed}, expected 0 or more")
     classes = read_measures(args.path, args.train)
     rows = []
     if args.embed:

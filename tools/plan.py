@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
@@ -28,8 +28,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--gpus", type=int, default=8, help="ranks, one for each")
     parser.add_argument("--gpu", choices=sorted(DEVICES), default="h200", help="which")
-    parser.add_argument("--classes", type=float, help="identities; default: those of data.train")
-    parser.add_argument("--images", type=float, help="of the dataset; default: those of data.train")
+    parser.add_argument(
+        "--classes", type=options.positive, help="identities; default: those of data.train"
+    )
+    parser.add_argument(
+        "--images", type=options.positive, help="of the dataset; default: those of data.train"
+    )
     parser.add_argument(
         "--calibration",
         action="append",
@@ -43,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="only say how many classes 1, 8, 64 and 512 of these GPUs hold, for each state",
     )
-    parser.add_argument("--json", help="file for the report, - for standard output")
+    options.add_json(parser)
     return parser.parse_intermixed_args()
 
 

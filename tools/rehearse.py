@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.count_collectives import bytes_by_name
 from kappaface_dist.planning.memory import JobSize
@@ -29,15 +29,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--ranks", type=int, default=512)
     parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--classes", type=float, required=True, help="identities of all ranks")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--classes", type=options.positive, required=True, help="identities of all ranks"
+    )
+    options.add_device(parser)
     parser.add_argument(
         "--fake",
         choices=["cuda"],
         help="fake tensors, which take no memory, on this device; also what saving, loading, an"
         " epoch's end and the like take (needs a torch that is built for CUDA, and no GPU)",
     )
-    parser.add_argument("--json", help="file for the report, - for standard output")
+    options.add_json(parser)
     return parser.parse_intermixed_args()
 
 

@@ -7,14 +7,14 @@ kappaface runs runs/a runs/b        # these
 import argparse
 from pathlib import Path
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.training.run_table import differing, find_runs, read_run, run_table
 
 
 def parse_args() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
     parser.add_argument("folders", type=Path, nargs="*", default=[Path("runs")])
-    parser.add_argument("--json", metavar="PATH|-", help="write the table as JSON")
+    options.add_json(parser)
     return parser.parse_args()
 
 

@@ -9,7 +9,7 @@ import argparse
 import torch
 from PIL import Image, ImageDraw
 
-from kappaface_dist import commands
+from kappaface_dist import commands, options
 from kappaface_dist.data.loading.augment import PRESETS
 from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("out", help="picture to write, .png")
     parser.add_argument("--augment", choices=PRESETS, default="flip", help="(default: flip)")
     parser.add_argument("--loader", choices=("dali", "cpu"), default="cpu")
-    parser.add_argument("--image-size", type=int, default=112)
+    options.add_image_size(parser)
     parser.add_argument("--columns", type=int, default=16)
     parser.add_argument("--rows", type=int, default=4, help="pairs of rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--position", type=int, default=0, help="in the stream, in images")
+    options.add_json(parser)
     args = parser.parse_args()
 
     catalog = open_catalog(args.data)
@@ -49,7 +50,10 @@ def main() -> None:
         sheet.paste(to_picture(plain[i]), (LABEL + column * (size + GAP), top))
         sheet.paste(to_picture(changed[i]), (LABEL + column * (size + GAP), top + size + GAP))
     sheet.save(args.out)
-    print(f"{args.out}: {len(plain)} images, above as they are, below with {args.augment!r}")
+    if args.json != "-":
+        print(f"{args.out}: {len(plain)} images, above as they are, below with {args.augment!r}")
+    report = {"images": len(plain), "augment": args.augment, "position": args.position}
+    commands.write_json(args.json, report)
 
 
 def load(catalog: Catalog, args: argparse.Namespace, preset: str) -> torch.Tensor:

@@ -9,8 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from kappaface_dist import commands
-from kappaface_dist.training.watching import as_json, in_terminal, look_at, write_watch_page
+from kappaface_dist import commands, options
+from kappaface_dist.training.watching import (
+    in_terminal,
+    latest_numbers,
+    look_at,
+    write_watch_page,
+)
 
 TO_THE_TOP = "\x1b[H\x1b[J"  # of the terminal, and clear what is below
 
@@ -22,8 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--every", type=float, default=5.0, metavar="SECONDS", help="(default: %(default)s)"
     )
-    parser.add_argument("--once", action="store_true", help="look once, and end")
-    parser.add_argument("--json", action="store_true", help="look once, for a program")
+    parser.add_argument("--once", action="store_true", help="look once, and end, as --json does")
+    options.add_json(parser)
     return parser.parse_args()
 
 
@@ -36,11 +41,10 @@ def main() -> None:
         view = look_at(args.run, time.time())
         if args.html:
             write_watch_page(args.html, view, args.every)
-        if args.json:
-            print(as_json(view))
-        else:
+        commands.write_json(args.json, latest_numbers(view))
+        if args.json != "-":
             print((TO_THE_TOP if on_terminal else "") + in_terminal(view), flush=True)
-        if args.once or args.json or view.finished:
+        if args.once or args.json is not None or view.finished:
             return
         time.sleep(args.every)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from kappaface_dist import options
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
 from kappaface_dist.models.saved_model import SavedModel, open_model
 from kappaface_dist.parallel import ranks as parallel
@@ -23,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size of the batches, intervals, and where the results go."""
-    parser.add_argument("--batch-size", type=int, default=64, metavar="IMAGES")
+    options.add_batch_size(parser)
     parser.add_argument(
         "--bootstrap",
         type=int,
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the confidence intervals; 0 for none (default: %(default)s)",
     )
     parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
-    parser.add_argument("--json", metavar="PATH|-", help="write the numbers as JSON")
+    options.add_json(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """A run as one watches it: its latest numbers, and how they went, for a terminal and for a page."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kappaface_dist.evaluation.reports.page import PAGES
 from kappaface_dist.training.metrics_file import read_metrics
@@ -147,7 +147,7 @@ def write_watch_page(path: Path, view: View, refresh_seconds: float) -> None:
     write_whole(path, page)
 
 
-def as_json(view: View) -> str:
+def latest_numbers(view: View) -> dict[str, Any]:
     """The last numbers, for a program."""
     last = {curve.title: curve.value[-1] for curve in view.curves}
-    return json.dumps({"run": view.name, "state": view.state, "last": last}, indent=2)
+    return {"run": view.name, "state": view.state, "last": last}

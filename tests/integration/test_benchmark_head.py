@@ -63,4 +63,4 @@ def test_what_is_skipped_is_reported(tmp_path):
 def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path):
     done, _ = run_benchmark(tmp_path / "report.json", "--batch", "33", "--ranks", "2")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --batch is 33 for 2 ranks")
+    assert done.stderr.startswith("error: --batch-size is 33 for 2 ranks")

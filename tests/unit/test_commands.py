@@ -37,7 +37,12 @@ def test_a_mistake_is_one_line_and_a_fault_of_ours_is_not():
         commands.run(lambda: fail(AssertionError()))
 
 
-def test_the_progress_bar_waits_for_the_first_image(capsys):
+def test_the_progress_bar_waits_for_the_first_image(capsys, monkeypatch):
+    silent = commands.image_progress()
+    silent(3, 7)
+    silent(7, 7)
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = commands.image_progress()
     assert capsys.readouterr().err == ""
     progress(3, 7)
