@@ -1,0 +1,71 @@
+"""The configurations for what people train: each fits where it says, and can be built."""
+
+import numpy as np
+import pytest
+import torch
+
+from kappaface_dist.config.file import load_config
+from kappaface_dist.planning.backbone_memory import backbone_items
+from kappaface_dist.planning.memory import JobSize, head_items
+from kappaface_dist.planning.plan import USABLE_SHARE
+from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.step_time import DEVICES
+from kappaface_dist.training.build import build_head, new_network
+from tests.commands import ROOT
+
+# The authors' numbers: identities, images.
+SHAPES = {
+    "ms1mv2": (85_742, 5_822_653),
+    "ms1mv3": (93_431, 5_179_510),
+    "glint360k": (360_232, 17_091_657),
+    "webface4m": (205_990, 4_235_242),
+    "webface12m": (617_970, 12_720_066),
+    "webface42m": (2_059_906, 42_474_557),
+    "finetune": (10_000, 400_000),
+}
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*_*.yaml"))
+
+
+KNOWN = {}
+
+
+def network_memory(config, ranks):
+    """Of a network once, as counting a large one takes seconds."""
+    section = config.optimizer
+    key = (repr(config.backbone), config.precision, config.data.batch_size, section.accumulate)
+    key += (section.name, section.clip_norm, ranks > 1)
+    if key not in KNOWN:
+        KNOWN[key] = backbone_items(config, ranks)
+    return KNOWN[key]
+
+
+def num_ranks(name):
+    """Of the command in the first line."""
+    words = (ROOT / f"configs/{name}.yaml").read_text().splitlines()[0].replace("=", " ").split()
+    nodes = int(words[words.index("--nnodes") + 1]) if "--nnodes" in words else 1
+    return nodes * int(words[words.index("--nproc_per_node") + 1])
+
+
+def test_each_dataset_has_its_configurations():
+    assert {name.split("_")[0] for name in (*CONFIGS, "glint360k")} == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "glint360k"])
+def test_it_fits_and_can_be_built(name):
+    classes, images = SHAPES[name.split("_")[0]]
+    ranks = num_ranks(name)
+    config = load_config(ROOT / f"configs/{name}.yaml")
+    count_C = np.full(classes, images // classes)
+    gpu = {"finetune_r50": "v100-16", "finetune_cpu": "cpu"}.get(name, "a100-40")
+    with pretend_ranks(ranks):
+        size = JobSize(classes, images, ranks)
+        memory = network_memory(config, ranks) | head_items(config, size, DEVICES[gpu].kind)
+        total = sum(memory.values())
+        assert total <= USABLE_SHARE * DEVICES[gpu].memory_bytes, f"{total / 1e9:.1f} GB on {gpu}"
+        head = build_head(config, count_C, torch.device("cpu"))
+        assert len(head.classes) == -(-classes // ranks)
+    # Parameters with shapes and no numbers: which network it is, and what the plan has counted.
+    with torch.device("meta"):
+        network = new_network(config)
+    size = sum(p.numel() for p in network.parameters())
+    assert 4 * size <= memory["backbone_parameters"] < 4.1 * size
