@@ -1,6 +1,7 @@
 """The arms of the comparison: KappaFace, the controls that a gain must survive, and others."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,7 @@ def parse_arm(text: str) -> tuple[str, Arm]:
     if name in ARMS:
         raise ValueError(f"--arm names {name!r}, which there is already: choose another name")
     try:
-        values = {key: yaml.safe_load(value) for key, _, value in pairs}
+        values = {key: _value(value) for key, _, value in pairs}
     except yaml.YAMLError as error:
         raise ValueError(f"--arm is {text!r}, with a value that cannot be read") from error
     lr = values.pop("lr", None)
@@ -110,6 +111,14 @@ def parse_arm(text: str) -> tuple[str, Arm]:
     margin = {"name": "kappaface", **values}
     build_margin(**margin)
     return name, Arm(settings, margin, lr=lr)
+
+
+def _value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        with suppress(ValueError):  # to YAML 1e-6 is a text
+            return float(value)
+    return value
 
 
 def choose_arms(
