@@ -1,5 +1,6 @@
 # make train   run the main job on rendered faces (2 processes where there is no GPU)
-# make test    lint, types, architecture and every test
+# make test    lint, types, architecture and every test but the long ones
+# make test-all  the same and the tests that take minutes each, which `make test` names as skipped
 # make test-mxnet   read our records with MXNet 1.9.1, in an environment of its own (part of test)
 # make test-cuda-dry   the code for GPUs on fake tensors, without a GPU, in an environment of its own
 # make fuzz    10,000 faults at random, seed printed (FUZZ=1000 SEED=7: fewer, the same again)
@@ -25,7 +26,7 @@ ARGS   ?=
 # Ranks share the cores: one thread each, as torchrun would set it with a warning.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-mxnet test-cuda-dry check format clean test-image
+.PHONY: train test test-all test-mxnet test-cuda-dry check format clean test-image
 .PHONY: fuzz test-nodes test-long test-clients sbom lock docs release-check
 .DELETE_ON_ERROR:
 
@@ -34,6 +35,9 @@ train: $(VENV)/.installed $(FACES)/summary.json
 
 test: check $(MXNET)/.tried
 	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
+
+test-all: check $(MXNET)/.tried
+	LONG_TESTS=1 $(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 test-mxnet: $(VENV)/.installed-dev $(MXNET)/.tried
 	$(BIN)/python -m pytest tests/integration/test_mxnet.py

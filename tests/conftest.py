@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,15 @@ import pytest
 
 LOGGER = logging.getLogger("kappaface_dist")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out, and say so, what takes minutes and whose parts other tests look at."""
+    if os.environ.get("LONG_TESTS"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes long: make test-all runs it"))
 
 
 @pytest.fixture(autouse=True)

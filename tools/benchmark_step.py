@@ -150,7 +150,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
         "communication": exchange,
         "optimizer": parts["optimizer"],
     }
-    if parts["encoder"]:
+    if "encoder" in parts:
         seconds["encoder"] = parts["encoder"]
     total = sum(seconds.values())
     if isinstance(config.data.train, str) and Path(config.data.train).exists():

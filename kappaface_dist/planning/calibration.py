@@ -88,12 +88,13 @@ def _head_report_rates(report: dict[str, Any]) -> dict[str, float]:
 def measured_rates(side: Side, cost: Cost) -> dict[str, float]:
     """Rates for `calibrated`, of a job that has been measured; collective."""
     job, config, parts = side.job, side.job.config, part_seconds(side)
+    seconds = parts["backbone_forward"] + parts["backward"] + parts.get("encoder", 0.0)
     images = config.data.batch_size * config.optimizer.accumulate
     work = images * cost.training_flops * backbone_repeats(config)
     trained = [p for p in job.network.parameters() if p.requires_grad]
     gradient_bytes = sum(p.numel() * p.element_size() for p in trained)
     rates = {
-        "backbone_flops": work / (parts["backbone_forward"] + parts["backward"] + parts["encoder"]),
+        "backbone_flops": work / seconds,
         "optimizer_bytes": 5 * gradient_bytes / parts["optimizer"],
         **link_rates(side.device),
     }

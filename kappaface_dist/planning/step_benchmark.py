@@ -204,9 +204,13 @@ def summary(side: Side, cost: Cost, peak_flops: float) -> dict[str, Any]:
 def part_seconds(side: Side) -> dict[str, float]:
     """Seconds of a step in each part, without DDP's exchange.
 
-    Each part is waited for, so that their sum exceeds a step's without exchange.
+    Each part is waited for, so that their sum exceeds a step's without exchange. A teacher and an
+    encoder are named only where there is one.
     """
-    return {name: statistics.median(found) for name, found in side.parts.items()}
+    absent = {name for name in ("teacher", "encoder") if not any(side.parts[name])}
+    return {
+        name: statistics.median(found) for name, found in side.parts.items() if name not in absent
+    }
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:

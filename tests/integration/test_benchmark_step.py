@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 PARTS = {"backbone_forward", "head_forward", "backward", "head_step", "exchange", "optimizer"}
 
 
+@pytest.mark.long
 def test_the_table_and_a_plan_with_its_rates(write_config, tmp_path):
     path, target = write_config(), tmp_path / "report.json"
     done = python(

@@ -156,6 +156,7 @@ def remembered(job):
     return np.concatenate([p.detach().numpy().ravel() for p in encoder.parameters()])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["memory", "encoder"])
 def test_what_is_remembered_is_in_the_checkpoint_of_any_ranks(people, write_config, source):
     """Two ranks stop in mid-epoch, three go on, and one: each begins with what was there."""
@@ -167,7 +168,8 @@ def test_what_is_remembered_is_in_the_checkpoint_of_any_ranks(people, write_conf
     joined = np.concatenate if source == "memory" else (lambda parts: parts[0])
     before = run_on_ranks(2, trained, path)
     left = joined([end for _, end in before])
-    for num_ranks, steps in ((3, 10), (1, 11)):
+    # An encoder is the same on every rank: once is enough.
+    for num_ranks, steps in ((3, 10), (1, 11))[: 2 if source == "memory" else 1]:
         after = run_on_ranks(num_ranks, trained, path, f"run.steps={steps}")
         start = joined([start for start, _ in after])
         np.testing.assert_array_equal(start, left)

@@ -10,11 +10,12 @@ from tests.commands import exit_line, python
 
 TOOL = "tools/compare_margins.py"
 SMALL = (
-    *("--image-size", 16, "--embedding-size", 16, "--batch-size", 16, "--epochs", 2),
+    *("--image-size", 16, "--embedding-size", 16, "--batch-size", 16, "--epochs", 1),
     *("--identities", 12, "--unseen", 10, "--quick"),
 )
 
 
+@pytest.mark.long
 def test_rendered_people(tmp_path):
     out = tmp_path / "out"
     command = (TOOL, *SMALL, "--arms", "arcface_by_image", "--out", out, "--json", "-")

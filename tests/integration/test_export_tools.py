@@ -104,6 +104,7 @@ def test_models_that_are_none(exported, tmp_path):
     assert "--formats names tf, known are safetensors, torch, onnx, onnx-fp16" in ended.stderr
 
 
+@pytest.mark.long
 def test_import_backbone(exported, tmp_path):
     _, model = exported
     state = {f"module.{key}": value for key, value in model.state_dict().items()}

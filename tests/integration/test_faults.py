@@ -19,7 +19,7 @@ from tests.integration.faults import assert_same_end, kill, last_step, start, wa
 from tests.integration.test_training import fit
 from tests.processes import run_on_ranks
 
-NUM_KILLS = int(os.environ.get("FAULT_KILLS", "3"))
+NUM_KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 
 
 def mount(folder, *options):

@@ -30,7 +30,7 @@ from tests.unit.data.made_records import jpeg, write_records
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
-NUM = int(os.environ.get("FUZZ", "150"))
+NUM = int(os.environ.get("FUZZ", "60"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 pytestmark = [
     pytest.mark.timeout(3600),

@@ -13,6 +13,7 @@ from tests.commands import exit_line, python
 TOOL = "tools/gpu_check.py"
 
 
+@pytest.mark.long
 def test_every_check_passes_on_the_cpu(tmp_path):
     done = python(TOOL, "--device", "cpu", "--quick", "--json", tmp_path / "report.json")
     assert done.returncode == 0, done.stdout + done.stderr

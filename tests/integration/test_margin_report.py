@@ -78,6 +78,7 @@ def test_metrics_follow_the_concentrations(run_folder):
         assert lines[-1][f"concentration_{name}"] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.long
 def test_an_earlier_checkpoint_has_its_own_report(run_folder, tmp_path):
     first, *_, last = sorted((run_folder / "checkpoints").iterdir())
     done = python(TOOL, first, "--out", tmp_path, "--json", tmp_path / "report.json")

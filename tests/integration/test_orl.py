@@ -19,6 +19,7 @@ def orl(shared_data, tmp_path_factory):
     return root
 
 
+@pytest.mark.long
 def test_orl(orl):
     made = python("tools/make_record.py", orl / "train", orl / "record", "--json", "-")
     assert made.returncode == 0, made.stderr

@@ -125,6 +125,7 @@ def test_the_largest_number_of_classes_is_where_it_stops_fitting(load):
     assert set(list(advice)[4:]) == {"head.momentum_dtype=bf16", "margin.statistic_dtype=bf16"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -193,6 +193,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(write_config, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == step + 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(write_config, precision):
     path = write_config(precision=precision, head={"dtype": "bf16"}, run={"steps": 40})

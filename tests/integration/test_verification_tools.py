@@ -162,6 +162,7 @@ def test_mistakes_end_with_one_line(photos, tmp_path):
     assert "not a readable safetensors file" in ended.stderr
 
 
+@pytest.mark.long
 def test_a_run_folder_its_checkpoint_and_its_export_are_one_model(photos, tmp_path):
     bins = tmp_path / "a.bin"
     assert start("tools/make_pairs.py", photos, bins, "--image-size", 24).returncode == 0

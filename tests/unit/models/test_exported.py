@@ -118,6 +118,7 @@ def test_no_file_names_a_folder_of_this_machine(exported):
             assert place.encode() not in content, name
 
 
+@pytest.mark.long
 def test_files_are_equal_from_run_to_run(exported, tmp_path):
     """In another process, whose hashes of strings have another seed."""
     folder, _ = exported
@@ -168,6 +169,7 @@ def test_an_opset_that_cannot_be_written_is_refused(exported, tmp_path, opset):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_the_opset_is_the_files_own(exported, tmp_path):
     for opset in (20, 23):
         found = export_onnx(tmp_path / "x.onnx", exported[1], SETTINGS, opset=opset)

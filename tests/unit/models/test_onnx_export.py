@@ -43,6 +43,7 @@ def test_every_backbone_is_within_a_ten_thousandth(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 
+@pytest.mark.long
 def test_half_precision_is_half_the_size_and_near(tmp_path):
     model, settings = calibrated_backbone("r18"), BackboneSettings("r18", 64, 32)
     export_onnx(tmp_path / "full.onnx", model, settings)
