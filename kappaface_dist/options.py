@@ -79,6 +79,12 @@ def add_device(
     parser.add_argument("--device", type=kind, default=default, metavar="DEVICE", help=text)
 
 
+def add_bootstrap(parser: argparse.ArgumentParser, default: int, whose: str) -> None:
+    """How many replicates the intervals are drawn from; whose they are is for the help."""
+    text = f"of {whose} intervals; 0 for none (default: %(default)s)"
+    parser.add_argument("--bootstrap", type=int, default=default, metavar="REPLICATES", help=text)
+
+
 def add_identities(
     parser: argparse.ArgumentParser, default: int | None, text: str, *, older: str | None = None
 ) -> None:

@@ -144,13 +144,7 @@ def parse_args() -> argparse.Namespace:
         help="of accuracy, beside float32 (default: %(default)s, half a percentage point)",
     )
     options.add_batch_size(parser)
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the differences' intervals; 0 for none (default: %(default)s)",
-    )
+    options.add_bootstrap(parser, NUM_REPLICATES, "the differences'")
     options.add_json(parser)
     return parser.parse_args()
 

@@ -74,13 +74,7 @@ def parse_args() -> argparse.Namespace:
         help="of each class of a dataset at most so many are looked at (default: %(default)s)",
     )
     options.add_batch_size(parser)
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the verification's intervals; 0 for none (default: %(default)s)",
-    )
+    options.add_bootstrap(parser, NUM_REPLICATES, "the verification's")
     options.add_json(parser)
     return parser.parse_args()
 
