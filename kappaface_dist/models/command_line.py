@@ -25,13 +25,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size of the batches, intervals, and where the results go."""
     options.add_batch_size(parser)
-    parser.add_argument(
-        "--bootstrap",
-        type=int,
-        default=NUM_REPLICATES,
-        metavar="REPLICATES",
-        help="of the confidence intervals; 0 for none (default: %(default)s)",
-    )
+    options.add_bootstrap(parser, NUM_REPLICATES, "the confidence")
     parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     options.add_json(parser)
 
