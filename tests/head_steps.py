@@ -20,7 +20,7 @@ def take_steps(head, batches, lr):
         embedding_BD = own_images(embedding_GD).clone().requires_grad_()
         loss = head(embedding_BD, own_images(label_G))
         loss.backward()
-        index_S = head._batches.pending[0].rows.index_S
+        index_S = head.micro_batches.pending[0].rows.index_S
         here = torch.arange(len(head.classes)) if index_S is None else index_S
         kept.append((here + head.classes.start).tolist())
         gradients.append((embedding_BD.grad / parallel.world_size()).numpy())

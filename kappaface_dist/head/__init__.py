@@ -1,5 +1,6 @@
 """The sharded classification head."""
 
+from kappaface_dist.head.heads import Heads
 from kappaface_dist.head.margins import (
     AdaFace,
     ArcFace,
@@ -25,6 +26,7 @@ __all__ = [
     "CosFace",
     "CurricularFace",
     "ElasticFace",
+    "Heads",
     "KappaFace",
     "MagFace",
     "Margin",

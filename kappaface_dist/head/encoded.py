@@ -6,33 +6,40 @@ Shapes: X images of this rank in the whole step, D embedding size.
 import torch
 import torch.nn.functional as F
 
+from kappaface_dist.head.heads import Heads, heads_by_name, images_of_each
 from kappaface_dist.head.partial_fc import PartialFC
-from kappaface_dist.head.softmax.gathered import gather_batch
+from kappaface_dist.head.softmax.gathered import gather_batch, split_images
 
 
 @torch.no_grad()
 def see_encoded(
-    head: PartialFC,
+    head: PartialFC | Heads,
     embedding_XD: torch.Tensor,
     label_X: torch.Tensor,
     epoch_X: torch.Tensor | None = None,
 ) -> None:
-    """Show the statistics of a margin with `source: encoder` all images of a step, after
-    `head.step` and before `head.end_epoch`. Collective: one all-gather.
+    """Show the statistics of margins with `source: encoder` all images of a step, after
+    `head.step` and before `end_epoch`. Collective: one all-gather.
 
     Args:
         epoch_X: as in `PartialFC.forward`.
     """
-    unit_XD = F.normalize(embedding_XD.to(head.state_dtype), dim=1)
+    heads, counts = list(heads_by_name(head).values()), images_of_each(head)
+    unit_XD = F.normalize(embedding_XD.to(heads[0].state_dtype), dim=1)
     epoch_X = torch.zeros_like(label_X) if epoch_X is None else epoch_X
-    batch = gather_batch(
+    batches = gather_batch(
         unit_XD,
         label_X,
-        {"epoch": epoch_X.to(torch.int8)},
-        head.softmax.dtype,
-        head.classes,
+        [{"epoch": own_X} for own_X in split_images(epoch_X.to(torch.int8), counts)],
+        heads[0].softmax.dtype,
+        [one.classes for one in heads],
+        counts=counts,
     )
-    margins = head.class_margins
-    no_cosine_G = torch.zeros_like(batch.embedding_GD[:, 0])
-    margins.see(batch.embedding_GD, no_cosine_G, batch.local_id_G, batch.owned_G, batch.marks)
-    margins.end_step(head.num_steps, encoded=True)
+    for one, batch in zip(heads, batches, strict=True):
+        margins = one.class_margins
+        if not margins.sees_batches:
+            no_cosine_G = torch.zeros_like(batch.embedding_GD[:, 0])
+            margins.see(
+                batch.embedding_GD, no_cosine_G, batch.local_id_G, batch.owned_G, batch.marks
+            )
+            margins.end_step(one.num_steps, encoded=True)

@@ -52,8 +52,8 @@ class MicroBatches:
         self.num_seen = 0
         self._announced: tuple[Rows, torch.Tensor, torch.Tensor] | None = None
 
-    def announce(self, label_X: torch.Tensor, sample_rate: float) -> None:
-        """As in PartialFC.
+    def announce(self, label_Y: torch.Tensor, sample_rate: float) -> None:
+        """Draw a sample for all losses of a step, whose labels these are, one rank's after another.
 
         Raises:
             ValueError: the step has begun already.
@@ -64,8 +64,8 @@ class MicroBatches:
                 " all labels of a step before its first loss"
             )
         if sample_rate < 1.0:
-            label_NX = parallel.all_gather_rows(label_X.long()[None])
-            rows, column_Y = self._draw(label_NX.flatten(), sample_rate)
+            rows, column_Y = self._draw(label_Y, sample_rate)
+            label_NX = label_Y.view(parallel.world_size(), -1)
             self._announced = rows, column_Y.view_as(label_NX), label_NX
 
     def rows(

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from kappaface_dist.counter_random import mix64
 from kappaface_dist.head.checks import batch_evidence, check_images, check_labels
+from kappaface_dist.head.joint_loss import Embedded, announce_together, joint_loss
 from kappaface_dist.head.margins import KappaFace, Margin
 from kappaface_dist.head.margins.class_margins import ClassMargins
 from kappaface_dist.head.micro_batches import MicroBatches, observe
 from kappaface_dist.head.rounding import Rounding
 from kappaface_dist.head.shard import initial_centres, shard_classes
-from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
-from kappaface_dist.head.softmax.gathered import GlobalBatch, gather_batch
+from kappaface_dist.head.softmax.exchange import Pass
+from kappaface_dist.head.softmax.first_pass import FirstPass, first_pass
+from kappaface_dist.head.softmax.gathered import GlobalBatch
 from kappaface_dist.head.softmax.negligible import Skipped
 from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rank_one import RankOne
@@ -104,7 +105,7 @@ class PartialFC(torch.nn.Module):
             self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
         )
         self.rank_one, self.skipped = RankOne(), Skipped()
-        self._batches = MicroBatches(self._centres, self.classes, seed)
+        self.micro_batches = MicroBatches(self._centres, self.classes, seed)
         self._last: GlobalBatch | None = None  # the batch just seen
         self.refuses_labels = device.type == "cpu"  # looking at a GPU's would stall it
 
@@ -131,42 +132,39 @@ class PartialFC(torch.nn.Module):
             ValueError: slot_B is missing; a label is out of range (on a GPU the loss is NaN
                 instead, since looking would stall it, and `batch_evidence` has the label).
         """
-        embedding_BD = embedding_BD.to(self.state_dtype)
-        unit_BD = F.normalize(embedding_BD, dim=1)
-        learning = unit_BD.requires_grad
-        norm_B = embedding_BD.norm(dim=1) if self.margin.uses_norm else None
-        marks = self.class_margins.marks(label_B, epoch_B, slot_B, learning=learning)
-        with torch.no_grad():
-            if learning and not self._batches.num_seen:
-                self.class_margins.start_step()
-            dtype, rate = self.softmax.dtype, self.softmax.sample_rate
-            batch = gather_batch(unit_BD, label_B, marks, dtype, self.classes, norm_B)
-            self._last, label_G = batch, batch.label_G
-            if self.refuses_labels:
-                check_labels(label_G, self.num_classes)
-            rows, column_G, announced_G = self._batches.rows(label_G, rate, learning=learning)
-            room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
-            result = first_pass(
-                batch,
-                rows,
-                column_G,
-                self.class_margins,
-                self.softmax,
-                seed=mix64(self.seed, self.num_steps),
-                number_G=self._batches.numbers(len(label_G), label_G.device),
-                cache_bytes=room if learning else None,
-                find_nearest=self.rank_one.active,
-            )
-            self.rank_one.count(result.nearest_G, result.cosine_G, batch.owned_G)
-            # NaN rather than a wrong loss where a GPU's labels could not be looked at.
-            valid_G = announced_G & (label_G >= 0) & (label_G < self.num_classes)
-            loss = torch.where(valid_G.all(), result.loss, torch.nan)
-            self._batches.num_seen += len(label_B) * learning
-        return hand_to_backward(unit_BD, norm_B, loss, result, self._batches.pending.append)
+        return joint_loss([self], Embedded(embedding_BD, label_B, epoch_B, slot_B))[0]
+
+    def begin(self, batch: GlobalBatch, *, learning: bool) -> Pass[FirstPass]:
+        """The first pass over a gathered batch, whose exchanges are `joint_loss`'s to make."""
+        if learning and not self.micro_batches.num_seen:
+            self.class_margins.start_step()
+        self._last, label_G = batch, batch.label_G
+        if self.refuses_labels:
+            check_labels(label_G, self.num_classes)
+        rows, column_G, announced_G = self.micro_batches.rows(
+            label_G, self.softmax.sample_rate, learning=learning
+        )
+        room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
+        result = yield from first_pass(
+            batch,
+            rows,
+            column_G,
+            self.class_margins,
+            self.softmax,
+            seed=mix64(self.seed, self.num_steps),
+            number_G=self.micro_batches.numbers(len(label_G), label_G.device),
+            cache_bytes=room if learning else None,
+            rank_one=self.rank_one,
+        )
+        # NaN rather than a wrong loss where a GPU's labels could not be looked at.
+        valid_G = announced_G & (label_G >= 0) & (label_G < self.num_classes)
+        loss = torch.where(valid_G.all(), result.loss, torch.nan)
+        self.micro_batches.num_seen += len(label_G) // parallel.world_size() * learning
+        return replace(result, loss=loss)
 
     def announce(self, label_X: torch.Tensor) -> None:
         """Draw one sample for all losses of a step, from their labels in order. Collective."""
-        self._batches.announce(label_X, self.softmax.sample_rate)
+        announce_together([self], label_X)
 
     @torch.no_grad()
     def step(
@@ -178,7 +176,8 @@ class PartialFC(torch.nn.Module):
             loss_scale: what the loss was multiplied with before backward().
             skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
         """
-        batches = [b.unscaled(loss_scale) for b in self._batches.over_the_same_rows(self.softmax)]
+        found = self.micro_batches.over_the_same_rows(self.softmax)
+        batches = [batch.unscaled(loss_scale) for batch in found]
         for batch in batches:
             self.skipped.add(batch.tiles)
         self._centres.arrange()
@@ -193,16 +192,16 @@ class PartialFC(torch.nn.Module):
     def weight_gradient(self) -> torch.Tensor:
         """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
         self._centres.arrange()
-        return whole_gradient(self._batches.over_the_same_rows(self.softmax), self.softmax)
+        return whole_gradient(self.micro_batches.over_the_same_rows(self.softmax), self.softmax)
 
     def discard(self) -> None:
         """Forget the losses differentiated since the last step, without an update."""
-        self._batches.forget()
+        self.micro_batches.forget()
         self._last = None
 
     def held_cache_bytes(self) -> int:
         """Memory that the logit caches of the losses differentiated since the last step take."""
-        return self._batches.held_cache_bytes()
+        return self.micro_batches.held_cache_bytes()
 
     def take_chunks_of(self, num_rows: int) -> None:
         """From now on take this many centres at a time, whatever chunk_bytes says."""
@@ -236,11 +235,11 @@ class PartialFC(torch.nn.Module):
 
     def counters(self) -> dict[str, Any]:
         """The numbers, equal on all ranks, that belong to the state beside its tensors."""
-        numbers = {"num_draws": self._batches.num_draws, "num_steps": self.num_steps}
+        numbers = {"num_draws": self.micro_batches.num_draws, "num_steps": self.num_steps}
         return numbers | self.class_margins.counters()
 
     def load_counters(self, counters: dict[str, Any]) -> None:
-        self._batches.num_draws, self.num_steps = counters["num_draws"], counters["num_steps"]
+        self.micro_batches.num_draws, self.num_steps = counters["num_draws"], counters["num_steps"]
         self.class_margins.load_counters(counters)
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ def measure(margin, options):
             embedding_BD = embedding_GD[part].chunk(parallel.world_size())[parallel.rank()]
             label_B = label_G[part].chunk(parallel.world_size())[parallel.rank()]
             head(embedding_BD.clone().requires_grad_(), label_B).backward()
-            index_S = head._batches.pending[-1].rows.index_S
+            index_S = head.micro_batches.pending[-1].rows.index_S
             here = torch.arange(len(head.classes)) if index_S is None else index_S
             kept.append((here + head.classes.start).tolist())
         found.append(head.rank_one.take())

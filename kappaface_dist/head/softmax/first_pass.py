@@ -1,17 +1,18 @@
-"""The first pass of a step: the loss of the gathered batch, and the gradient of its embeddings.
+"""The first pass of a step: the loss of a head's gathered images, and the gradient of their
+embeddings.
 
-Its collectives are here; the mathematics are those of `streaming.py` and `loss.py`.
-Shapes: B images on this rank, G images on all ranks, D embedding size, K classes of this shard.
+It yields what is to be exchanged with the other ranks (`exchange.py`); the mathematics are those of
+`streaming.py` and `loss.py`.
+Shapes: G images on all ranks, D embedding size, K classes of this shard.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from kappaface_dist.head.margins import Images, target_logit
 from kappaface_dist.head.margins.class_margins import ClassMargins
+from kappaface_dist.head.softmax.exchange import COSINES, NEAREST, PEAKS, SUMS, Exchange, Pass
 from kappaface_dist.head.softmax.gathered import GlobalBatch
 from kappaface_dist.head.softmax.loss import (
     embedding_gradients,
@@ -20,12 +21,12 @@ from kappaface_dist.head.softmax.loss import (
     target_cosines,
 )
 from kappaface_dist.head.softmax.negligible import choose_tiles
-from kappaface_dist.head.softmax.peaks import common_peaks
+from kappaface_dist.head.softmax.peaks import to_common_peaks
+from kappaface_dist.head.softmax.rank_one import RankOne
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
-from kappaface_dist.parallel import ranks as parallel
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,15 @@ class FirstPass:
 
     Attributes:
         loss: over all images.
-        cosine_G: target cosines of the images whose class is on this rank, otherwise 0.
-        nearest_G: as in `NegativeSums`.
-        batch, gradient_BD: None where nothing is to be learnt.
-        norm_gradient_B: d loss / d norm of the embedding, if the margin uses norms.
+        batch, gradient_GD: None where nothing is to be learnt. gradient_GD is this shard's part of
+            d (sum of the images' losses) / d unit embedding.
+        norm_gradient_G: the same by the norm of the embedding, if the margin uses norms.
     """
 
     loss: torch.Tensor
-    cosine_G: torch.Tensor
-    nearest_G: torch.Tensor | None = None
     batch: MicroBatch | None = None
-    gradient_BD: torch.Tensor | None = None
-    norm_gradient_B: torch.Tensor | None = None
+    gradient_GD: torch.Tensor | None = None
+    norm_gradient_G: torch.Tensor | None = None
 
 
 def first_pass(
@@ -58,9 +56,9 @@ def first_pass(
     seed: int,
     number_G: torch.Tensor,
     cache_bytes: int | None,
-    find_nearest: bool = False,
-) -> FirstPass:
-    """The loss over all shards and, if learning, d loss / d unit embedding of this rank's images.
+    rank_one: RankOne,
+) -> Pass[FirstPass]:
+    """The loss over all shards and, if learning, this one's part of the embeddings' gradient.
 
     Args:
         rows: the rows of this shard that take part, those of the batch's own classes among them.
@@ -71,7 +69,7 @@ def first_pass(
         number_G: each image's number in the step.
         cache_bytes: what of this pass may be kept for the second; None where nothing is to be
             learnt.
-        find_nearest: fill nearest_G.
+        rank_one: counts the images, if it is active.
     """
     margin, state, learning = class_margins.margin, class_margins.state, cache_bytes is not None
     embedding_GD, norm_G, owned_G = batch.embedding_GD, batch.norm_G, batch.owned_G
@@ -79,7 +77,9 @@ def first_pass(
     margin_G = torch.zeros_like(cosine_G)
     if len(rows):
         margin_G = class_margins.margin_K.index_select(0, batch.local_id_G).to(margin_G.dtype)
-    known_G = parallel.all_reduce_sum(cosine_G.clone()) if margin.needs_all_cosines else cosine_G
+    known_G = cosine_G
+    if margin.needs_all_cosines:
+        known_G = yield Exchange(COSINES, cosine_G.clone())
     images = Images(known_G, margin_G, norm_G, seed, number_G, learning)
     target, negatives = target_logit(margin, images, state), margin.negatives(images, state)
     sums = negative_sums(
@@ -89,37 +89,38 @@ def first_pass(
         softmax,
         negatives=negatives,
         cache_bytes=cache_bytes or 0,
-        find_nearest=find_nearest,
+        find_nearest=rank_one.active,
         keep_parts=learning and softmax.skip_mass > 0,
     )
     shift: torch.Tensor | float = softmax.shift
     peak_G = None
     if sums.peak_G is not None:
+        peak_G = yield Exchange(PEAKS, sums.peak_G.clone())
         peaks = list(sums.cache.peaks.values())
-        peak_G = common_peaks(sums.peak_G, sums.sum_G, sums.sum_GD, sums.parts, peaks)
+        to_common_peaks(peak_G, sums.peak_G, sums.sum_G, sums.sum_GD, sums.parts, peaks)
         shift = peak_G / LOG2_E
     sums_G2 = torch.stack([sums.sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
-    sum_G, logit_G = parallel.all_reduce_sum(sums_G2).unbind(dim=1)
+    sum_G, logit_G = (yield Exchange(SUMS, sums_G2)).unbind(dim=1)
     losses = image_losses(sum_G, logit_G, shift)
     loss = losses.loss_G.mean()
     penalty = margin.penalty(norm_G) if norm_G is not None else None
     if penalty is not None:
         loss = loss + penalty[0].mean()
-    result = FirstPass(loss, cosine_G, sums.nearest_G)
+    if sums.nearest_G is not None:
+        nearest_G = yield Exchange(NEAREST, sums.nearest_G)
+        rank_one.count(nearest_G, cosine_G, owned_G)
     if not learning:
-        return result
+        return FirstPass(loss)
     if class_margins.sees_batches:
         class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, batch.marks)
 
     log_denominator_G = losses.log_denominator_G
     target_slope_G = losses.share_G * target.slope_G.where(owned_G, 0.0)
-    gradient_BD, norm_gradient_B = _own_gradients(
-        embedding_gradients(
-            sums.sum_GD, centre_GD, log_denominator_G, target_slope_G, margin.scale
-        ),
-        norm_gradients(
-            losses.share_G, target.norm_slope_G, None if penalty is None else penalty[1], owned_G
-        ),
+    gradient_GD = embedding_gradients(
+        sums.sum_GD, centre_GD, log_denominator_G, target_slope_G, margin.scale
+    )
+    norm_gradient_G = norm_gradients(
+        losses.share_G, target.norm_slope_G, None if penalty is None else penalty[1], owned_G
     )
     tiles = None
     if sums.parts:
@@ -137,60 +138,4 @@ def first_pass(
         peak_G=peak_G,
         tiles=tiles,
     )
-    return replace(
-        result, batch=micro_batch, gradient_BD=gradient_BD, norm_gradient_B=norm_gradient_B
-    )
-
-
-def _own_gradients(
-    gradient_GD: torch.Tensor, norm_gradient_G: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The mean's gradients for this rank's images, summed over ranks in one collective."""
-    num_images = len(gradient_GD)
-    if norm_gradient_G is None:
-        return parallel.reduce_scatter_rows(gradient_GD.div_(num_images)), None
-    joined_GX = torch.cat([gradient_GD, norm_gradient_G[:, None]], dim=1)
-    joined_BX = parallel.reduce_scatter_rows(joined_GX.div_(num_images))
-    return joined_BX[:, :-1], joined_BX[:, -1]
-
-
-class _HandToBackward(torch.autograd.Function):
-    """The loss forward; backward, the gradients that the first pass has computed already."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unit_BD: torch.Tensor,
-        norm_B: torch.Tensor | None,
-        loss: torch.Tensor,
-        result: FirstPass,
-        hand_over: Callable[[MicroBatch], None],
-    ) -> torch.Tensor:
-        ctx.result, ctx.hand_over = result, hand_over
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        result = ctx.result
-        ctx.hand_over(replace(result.batch, factor=factor))
-        # DDP takes the mean of the ranks' gradients; the loss is a mean over all their images.
-        factor = factor * parallel.world_size()
-        norm_B = result.norm_gradient_B
-        norm_gradient_B = None if norm_B is None else norm_B * factor
-        return result.gradient_BD * factor, norm_gradient_B, None, None, None
-
-
-def hand_to_backward(
-    unit_BD: torch.Tensor,
-    norm_B: torch.Tensor | None,
-    loss: torch.Tensor,
-    result: FirstPass,
-    hand_over: Callable[[MicroBatch], None],
-) -> torch.Tensor:
-    """loss, attached to the graph of both; its backward() hands over the batch with its factor.
-
-    A backward pass returns gradients alone, so the batch cannot be returned.
-    """
-    if result.batch is None:
-        return loss
-    return _HandToBackward.apply(unit_BD, norm_B, loss, result, hand_over)
+    return FirstPass(loss, micro_batch, gradient_GD, norm_gradient_G)

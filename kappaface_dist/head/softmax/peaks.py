@@ -11,7 +11,6 @@ Peaks are in base 2, as the logits are there. Shapes: G images on all ranks, D e
 import torch
 
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
-from kappaface_dist.parallel import ranks as parallel
 
 
 def lowest_peaks(embedding_GD: torch.Tensor, softmax: Softmax) -> torch.Tensor | None:
@@ -28,21 +27,21 @@ def scale_down(before_G: torch.Tensor, now_G: torch.Tensor, *sums: torch.Tensor)
         sum_GX.mul_(fall_G.view(-1, *[1] * (sum_GX.dim() - 1)))
 
 
-def common_peaks(
+def to_common_peaks(
+    common_G: torch.Tensor,
     peak_G: torch.Tensor,
     sum_G: torch.Tensor,
     sum_GD: torch.Tensor,
     parts: list[torch.Tensor],
     peaks: list[torch.Tensor],
-) -> torch.Tensor:
-    """The peaks over all ranks, one all-reduce; all sums are brought to them in place.
+) -> None:
+    """All sums are brought to the peaks over all ranks, in place.
 
     Args:
+        common_G: those.
         peak_G: this shard's, which sum_G and sum_GD are shifted by.
         parts: each chunk's part of sum_G, shifted by the one of peaks at its place.
     """
-    common_G = parallel.all_reduce_max(peak_G.clone())
     scale_down(peak_G, common_G, sum_G, sum_GD)
     for part_G, before_G in zip(parts, peaks[: len(parts)], strict=True):
         scale_down(before_G, common_G, part_G)
-    return common_G

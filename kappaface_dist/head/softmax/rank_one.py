@@ -39,18 +39,13 @@ class RankOne:
         """Count from now on."""
         self.active, self._right, self._num_images = True, None, 0
 
-    def count(
-        self, nearest_G: torch.Tensor | None, cosine_G: torch.Tensor, owned_G: torch.Tensor
-    ) -> None:
-        """The images of a batch with a target cosine above nearest_G. Collective.
+    def count(self, nearest_G: torch.Tensor, cosine_G: torch.Tensor, owned_G: torch.Tensor) -> None:
+        """The images of a batch with a target cosine above nearest_G.
 
         Args:
-            nearest_G: as `negative_sums` finds it in this shard; None while nobody asks.
+            nearest_G: the largest of all shards, each as `negative_sums` finds it.
             cosine_G: the targets' cosines, where the class is on this rank (owned_G).
         """
-        if nearest_G is None:
-            return
-        nearest_G = parallel.all_reduce_max(nearest_G)
         right = (owned_G & (cosine_G > nearest_G)).sum()
         self._right = right if self._right is None else self._right + right
         self._num_images += len(cosine_G)
