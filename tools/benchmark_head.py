@@ -26,6 +26,7 @@ from kappaface_dist.planning.dense_head import MOMENTUM, WEIGHT_DECAY, DenseSide
 from kappaface_dist.planning.head_benchmark import (
     HeadSide,
     RandomBatch,
+    SeveralSide,
     StreamingSide,
     measure_heads,
 )
@@ -72,6 +73,12 @@ def parse_arguments() -> argparse.Namespace:
     options.add_device(parser)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--dense-dtype", choices=sorted(DTYPES), help="as --dtype if not given")
+    parser.add_argument(
+        "--heads",
+        type=options.positive,
+        default=1,
+        help="beside one of all classes so many heads, each of its part of classes and images",
+    )
     parser.add_argument("--no-dense", dest="dense", action="store_false")
     parser.add_argument("--logit-cache-bytes", type=options.count, default=0)
     parser.add_argument("--skip-mass", type=float, default=0.0, help="as head.skip_mass")
@@ -97,12 +104,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def streaming_side(
-    arguments: argparse.Namespace, device: torch.device, *, exact: bool = False
-) -> StreamingSide:
+def one_head(
+    arguments: argparse.Namespace, device: torch.device, classes: int, *, exact: bool = False
+) -> PartialFC:
     """Our head as asked for; exact: with all classes and nothing skipped."""
-    head = PartialFC(
-        arguments.classes,
+    return PartialFC(
+        classes,
         arguments.embedding,
         ArcFace(),
         sample_rate=1.0 if exact else arguments.sample_rate,
@@ -121,18 +128,22 @@ def streaming_side(
         fused=arguments.fused,
         device=device,
     )
-    return StreamingSide(head)
 
 
 def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All sides of one size, and their ratios."""
     num_ranks = parallel.world_size()
     num_images = arguments.batch // num_ranks
+    make = partial(one_head, arguments, device)
     builders: dict[str, Callable[[], HeadSide]] = {
-        "streaming": partial(streaming_side, arguments, device)
+        "streaming": lambda: StreamingSide(make(arguments.classes))
     }
     if arguments.sample_rate < 1 or arguments.skip_mass:
-        builders["streaming_full"] = partial(streaming_side, arguments, device, exact=True)
+        builders["streaming_full"] = lambda: StreamingSide(make(arguments.classes, exact=True))
+    if (count := arguments.heads) > 1:
+        builders["several"] = lambda: SeveralSide(
+            [make(arguments.classes // count) for _ in range(count)], num_images
+        )
     if arguments.dense:
         dtype = DTYPES[arguments.dense_dtype or arguments.dtype]
         builders["dense"] = partial(
@@ -155,20 +166,22 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         num_repeats=arguments.repeats,
     )
     # The seconds are the wall clock's; the processor's are the steadier on a machine in use.
-    for other, suffix in (("dense", ""), ("streaming_full", "_to_full")):
-        if other in sides:
-            for name, key in (
-                ("time", "seconds"),
-                ("processor_time", "processor_seconds"),
-                ("memory", "extra_bytes"),
-            ):
-                report[f"{name}_ratio{suffix}"] = sides["streaming"][key] / sides[other][key]
+    pairs = (
+        ("streaming", "dense", ""),
+        ("streaming", "streaming_full", "_to_full"),
+        ("several", "streaming", "_of_several"),
+    )
+    measures = {"time": "seconds", "processor_time": "processor_seconds", "memory": "extra_bytes"}
+    for one, other, suffix in pairs:
+        if one in sides and other in sides:
+            for name, key in measures.items():
+                report[f"{name}_ratio{suffix}"] = sides[one][key] / sides[other][key]
     return {**report, **sides}
 
 
 def print_table(name: str, report: dict[str, Any]) -> None:
     print(f"{name:24}{'seconds':>10}{'ps/logit':>14}{'extra MB':>10}{'state B/param':>15}")
-    for side_name in ("streaming", "streaming_full", "dense"):
+    for side_name in ("streaming", "streaming_full", "several", "dense"):
         if side_name in report:
             side = report[side_name]
             print(
@@ -219,10 +232,10 @@ def main() -> None:
     for name in ("classes", "batch", "embedding", "ranks", "repeats", "shrink"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}, expected 1 or more")
-    if arguments.batch % arguments.ranks:
+    if arguments.batch % (arguments.ranks * arguments.heads):
         raise ValueError(
-            f"--batch-size is {arguments.batch} for {arguments.ranks} ranks: each takes as many"
-            " images, choose a multiple"
+            f"--batch-size is {arguments.batch} for {arguments.ranks} ranks and {arguments.heads}"
+            " heads: each takes as many images, choose a multiple"
         )
     parallel.call_on_ranks(run_rank, arguments, arguments.ranks)
 

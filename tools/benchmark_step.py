@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
+from kappaface_dist.config.datasets import only_dataset
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
@@ -79,6 +80,7 @@ def wanted_variants(arguments: argparse.Namespace) -> dict[str, Config]:
                 " one at least"
             )
     config = load_config(arguments.config, arguments.overrides)
+    only_dataset(config, "benchmark_step.py")
     configs = variants(config, compiled=not arguments.no_compile, on_gpu=arguments.device == "cuda")
     wanted = {"plain", "config", *(arguments.only or configs)}
     if unknown := wanted - set(configs):
@@ -160,7 +162,9 @@ def shares(side: Side, config: Config) -> dict[str, float]:
 
 def seconds_per_batch(config: Config, device: torch.device) -> float:
     """What the loader takes for a batch with nothing else to do."""
-    loader = new_loader(config, open_catalog(config.data.train or []), device)
+    path = config.data.train or []
+    assert not isinstance(path, dict)
+    loader = new_loader(config, {"": open_catalog(path)}, device)
     num_batches = 30
     batches = iter(loader.batches(0, num_batches + 5))
     for _ in range(5):

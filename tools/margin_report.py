@@ -25,6 +25,7 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
     parser.add_argument("--train", metavar="PATH", help="the run's data, if it has moved")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="which, of a run of several")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/margins")
     parser.add_argument(
         "--embed",
@@ -35,7 +36,7 @@ def main() -> None:
     )
     options.add_json(parser)
     args = parser.parse_args()
-    classes = read_measures(args.path, args.train)
+    classes = read_measures(args.path, args.train, args.dataset)
     rows = []
     if args.embed:
         embedded = embed_classes(classes, args.embed)
@@ -46,7 +47,7 @@ def main() -> None:
         "by_images": rows,
         "noise_share": noise_share(rows, classes),
     }
-    folder = args.out or classes.folder.resolve().parents[1] / "margins"
+    folder = args.out or classes.folder.resolve().parents[1] / "margins" / args.dataset
     drawn = draw_pictures(folder, classes, rows)
     write_page(folder, summary, drawn)
     summary["pictures"] = [str(path) for path in drawn]

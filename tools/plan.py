@@ -5,18 +5,18 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 
 import argparse
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
 from kappaface_dist import commands, options
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.capacity import NUM_RANKS, capacities
+from kappaface_dist.planning.fitting import counted
 from kappaface_dist.planning.host_memory import ranks_of_node
-from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.job_size import JobSize, size_of_datasets
 from kappaface_dist.planning.plan import Plan, make_plan, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_time import DEVICES
@@ -29,10 +29,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=8, help="ranks, one for each")
     parser.add_argument("--gpu", choices=sorted(DEVICES), default="h200", help="which")
     parser.add_argument(
-        "--classes", type=options.positive, help="identities; default: those of data.train"
+        "--classes",
+        type=options.positive,
+        action="append",
+        help="identities, of several datasets once for each; default: those of data.train",
     )
     parser.add_argument(
-        "--images", type=options.positive, help="of the dataset; default: those of data.train"
+        "--images",
+        type=options.positive,
+        action="append",
+        help="of the dataset, or of each; default: those of data.train",
     )
     parser.add_argument(
         "--calibration",
@@ -52,22 +58,32 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
-    """The size given, or that of the dataset."""
-    classes, images = arguments.classes, arguments.images
+    """The size given, or that of the datasets."""
+    owns, classes, images = datasets(config), arguments.classes, arguments.images
     if classes is None:
-        if not isinstance(config.data.train, str) or not Path(config.data.train).exists():
-            raise ValueError(
-                f"data.train is {config.data.train}, which is not here to be counted: give"
-                " --classes and --images"
-            )
-        catalog = open_catalog(config.data.train)
-        classes, images = catalog.num_classes, images or catalog.num_images
-    if not 1 <= arguments.gpus <= classes < math.inf:
-        raise ValueError(
-            f"--gpus is {arguments.gpus} for {classes:g} classes: each rank must own one at least"
-        )
+        for own in owns.values():
+            if not isinstance(own.data.train, str) or not Path(own.data.train).exists():
+                raise ValueError(
+                    f"data.train is {own.data.train}, which is not here to be counted: give"
+                    " --classes and --images"
+                )
+        found = counted(config)
+        classes, images = [number for number, _ in found], images or [number for _, number in found]
     # Without a number of images only the time in all is unknown; the field's sets have about 40.
-    return JobSize(int(classes), int(images or 40 * classes), arguments.gpus)
+    images = images or [40 * number for number in classes]
+    for name, given in (("--classes", classes), ("--images", images)):
+        if len(given) != len(owns):
+            raise ValueError(
+                f"{name} is given {len(given)} times for {len(owns)} datasets"
+                f" ({', '.join(owns) or 'data.train'}): give it once for each, in their order"
+            )
+    for number in classes:
+        if not 1 <= arguments.gpus <= number:
+            raise ValueError(
+                f"--gpus is {arguments.gpus} for {number:g} classes: each rank must own one at"
+                " least"
+            )
+    return size_of_datasets(list(zip(classes, images, strict=True)), arguments.gpus)
 
 
 def report_of(plan: Plan, size: JobSize, gpu: str, advice: list[tuple[str, int]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
+from kappaface_dist.config.datasets import only_dataset
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.count_collectives import bytes_by_name
 from kappaface_dist.planning.memory import JobSize
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rehearse and plan the same job."""
     config = load_config(arguments.config, arguments.overrides)
+    only_dataset(config, "rehearse.py")
     if not 0 <= arguments.rank < arguments.ranks:
         raise ValueError(
             f"--rank is {arguments.rank}, expected 0 to {arguments.ranks - 1}, one of --ranks"

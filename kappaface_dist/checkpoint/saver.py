@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from kappaface_dist.checkpoint.folder import check_free_space, delete_old, step_folder
+from kappaface_dist.checkpoint.one_state import NumClasses, Tensors, one_state
 from kappaface_dist.checkpoint.pieces import HostCopies, PiecePlanner
-from kappaface_dist.checkpoint.tensors import Tensors, one_state, write
+from kappaface_dist.checkpoint.tensors import write
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Saver:
         step: int,
         replicated: Tensors,
         sharded: Tensors,
-        num_classes: int,
+        num_classes: NumClasses,
         numbers: dict[str, Any],
         pieces: Tensors | None = None,
     ) -> None:

@@ -21,8 +21,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 from torch.futures import Future
 
 from kappaface_dist.checkpoint.folder import (
@@ -35,36 +33,12 @@ from kappaface_dist.checkpoint.folder import (
     write_synced,
 )
 from kappaface_dist.checkpoint.index import INDEX, read_metadata
+from kappaface_dist.checkpoint.one_state import NumClasses, Tensors, classes_of, one_state
 from kappaface_dist.checkpoint.pieces import PiecePlanner
 from kappaface_dist.checkpoint.stored import stored_piece
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
-Tensors = dict[str, torch.Tensor]
-
-
-def one_state(replicated: Tensors, sharded: Tensors, num_classes: int) -> dict[str, torch.Tensor]:
-    """What `write` and torch store: the tensors that are the same on every rank as they are, those
-    [K, ...] of this rank's classes as views of one distributed tensor of all classes each.
-
-    Args:
-        replicated: tensors that are the same on every rank.
-        sharded: tensors [K, ...] of this rank's classes, in torch.chunk's partition.
-        num_classes: C.
-    """
-    if not dist.is_initialized():
-        return replicated | sharded
-    mesh: DeviceMesh | None = None
-    whole: dict[str, torch.Tensor] = {}
-    for name, tensor_KX in sharded.items():
-        if mesh is None:
-            mesh = init_device_mesh(tensor_KX.device.type, (parallel.world_size(),))
-        shape = torch.Size((num_classes, *tensor_KX.shape[1:]))
-        stride = torch.empty(shape, device="meta").stride()
-        whole[name] = DTensor.from_local(
-            tensor_KX, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride
-        )
-    return replicated | whole
 
 
 def write(
@@ -118,14 +92,16 @@ def write(
         raise RuntimeError(f"{part} could not be written: {error}") from error
 
 
-def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: int) -> None:
+def load(folder: Path, replicated: Tensors, sharded: Tensors, num_classes: NumClasses) -> None:
     """Read a checkpoint into the given tensors, in place; collective.
 
     Raises:
         ValueError: the checkpoint holds other tensors, or tensors of other shapes.
     """
     shapes = {name: list(tensor.shape) for name, tensor in replicated.items()}
-    shapes |= {name: [num_classes, *tensor.shape[1:]] for name, tensor in sharded.items()}
+    shapes |= {
+        name: [classes_of(num_classes, name), *tensor.shape[1:]] for name, tensor in sharded.items()
+    }
     _check_shapes(folder, parallel.agree(lambda: stored_shapes(folder)), shapes)
     say_conversions(folder, sharded)
     _read(folder, one_state(replicated, sharded, num_classes))
@@ -152,7 +128,8 @@ def say_conversions(folder: Path, sharded: Tensors) -> None:
     """Warn of what a checkpoint holds of a head's state in another number type, or for nothing."""
     for name, (_, stored) in sorted(stored_tensors(folder).items()) if sharded else ():
         if name not in sharded:
-            if name.startswith("head.optimizer."):
+            head, of_optimizer, _ = name.partition(".optimizer.")
+            if of_optimizer and f"{head}.weight" in sharded:
                 logger.warning("%s holds %s, which this run does not use: left out", folder, name)
         elif stored != sharded[name].dtype:
             now = str(sharded[name].dtype).removeprefix("torch.")

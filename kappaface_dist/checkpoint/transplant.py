@@ -5,6 +5,7 @@ the earlier run's.
 """
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,16 @@ from kappaface_dist.head import PartialFC
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
-PREFIX = "head."
 # Rows that are on their way at a time; of a large shard this share, for fewer and larger copies.
 TAKEN_ROWS, TAKEN_SHARE = 256, 1 / 256
 
 
-def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
+def head_prefix(dataset: str) -> str:
+    """What the names of a head's tensors begin with in a checkpoint."""
+    return f"head.{dataset}." if dataset else "head."
+
+
+def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: str = "") -> None:
     """Fill the rows of a fresh head from an earlier run's checkpoint; collective.
 
     An epoch of class statistics that the earlier run had begun is over: its images come again.
@@ -33,6 +38,7 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     Args:
         identity_map: path of the map; without one, class i stays class i, and there are equally
             many.
+        dataset: whose head it is, of an earlier run of several; that of a run of one is taken, too.
 
     Raises:
         ValueError: the checkpoint is damaged or of a head of another kind, or the map is wrong.
@@ -41,7 +47,16 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     if problems:
         raise ValueError(f"head.init {folder} is damaged: {problems[0]}")
     stored = parallel.agree(lambda: checkpoint.stored_shapes(folder))
-    state = {f"{PREFIX}{name}": tensor for name, tensor in head.sharded_state().items()}
+    if "head.weight" in stored:
+        dataset = ""
+    prefix = head_prefix(dataset)
+    if f"{prefix}weight" not in stored:
+        found = [name.split(".")[1] for name in stored if re.fullmatch(r"head\.\w+\.weight", name)]
+        raise ValueError(
+            f"head.init {folder} has no {prefix}weight, it has heads of"
+            f" {', '.join(sorted(found)) or 'no dataset'}: name the dataset as one of them"
+        )
+    state = {f"{prefix}{name}": tensor for name, tensor in head.sharded_state().items()}
     for name, tensor in state.items():
         shape = stored.get(name)
         if shape is None or shape[1:] != list(tensor.shape[1:]):
@@ -51,7 +66,7 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
                 " size must be the same"
             )
     checkpoint.say_conversions(folder, state)
-    num_old = stored[f"{PREFIX}weight"][0]
+    num_old = stored[f"{prefix}weight"][0]
     old_class_C = parallel.agree(lambda: _old_classes(identity_map, num_old, head.num_classes))
     old_class_K = torch.from_numpy(old_class_C[head.classes.start : head.classes.stop])
 
@@ -62,8 +77,9 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
             _take_rows(folder, index, name, tensor, old_K, row_K)
 
     parallel.agree(take_rows)
-    _take_running_values(head, folder, stored)
-    head.load_counters(parallel.agree(lambda: checkpoint_folder.read_numbers(folder))["head"])
+    _take_running_values(head, folder, stored, prefix)
+    counters = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))["head"]
+    head.load_counters(counters[dataset] if dataset else counters)
     if (statistics := head.class_margins.statistics) is not None:
         statistics.end_epoch()  # the images that the earlier run had seen come again in this one
     if head.class_margins.memory is not None:
@@ -82,13 +98,15 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None) -> None:
     )
 
 
-def _take_running_values(head: PartialFC, folder: Path, stored: dict[str, list[int]]) -> None:
+def _take_running_values(
+    head: PartialFC, folder: Path, stored: dict[str, list[int]], prefix: str
+) -> None:
     """What the margin remembers beside its classes, such as AdaFace's mean norm."""
-    state = {f"{PREFIX}{name}": tensor for name, tensor in head.replicated_state().items()}
+    state = {f"{prefix}{name}": tensor for name, tensor in head.replicated_state().items()}
     for name in sorted(state.keys() - stored.keys()):
         logger.warning("head.init %s has no %s: it starts afresh", folder, name)
     state = {name: tensor for name, tensor in state.items() if name in stored}
-    checkpoint.load(folder, state, {}, head.num_classes)
+    checkpoint.load(folder, state, {}, {})
 
 
 def _old_classes(identity_map: str | None, num_old: int, num_classes: int) -> np.ndarray:

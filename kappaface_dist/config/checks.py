@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+from kappaface_dist.config.datasets import called, datasets
 from kappaface_dist.config.keys import Config, Distill
 from kappaface_dist.config.rules import Rule, all_keys, check_finite, check_value, shown
 
@@ -19,7 +20,12 @@ def check_config(config: Config) -> None:
     _check_length(config)
     _check_optimizer(config)
     _check_model(config)
-    _check_sampling(config)
+    for name, own in datasets(config).items():
+        try:
+            _check_sampling(own)
+            _check_identity_map(own)
+        except ValueError as error:
+            raise ValueError(f"{called(name)}: {error}" if name else str(error)) from error
 
 
 def check_choice(key: str, value: object) -> None:
@@ -122,9 +128,12 @@ def _check_sampling(config: Config) -> None:
         )
 
 
-def _check_model(config: Config) -> None:
+def _check_identity_map(config: Config) -> None:
     if config.head.identity_map is not None and config.head.init is None:
         raise ValueError("head.identity_map is set, but head.init, the earlier run, is not")
+
+
+def _check_model(config: Config) -> None:
     distill = config.distill
     if distill.model is None and distill != Distill():
         raise ValueError(
@@ -136,7 +145,7 @@ def _check_model(config: Config) -> None:
         )
     for name in config.run.accept_changes:
         ours = any(f"{known}.".startswith(f"{name}.") for known in PROBLEM)
-        if not ours and not name.startswith("margin."):
+        if not ours and not name.startswith(("margin.", "data.train.")):
             raise ValueError(
                 f"run.accept_changes names {shown(name)}: choose from {', '.join(PROBLEM)}"
             )

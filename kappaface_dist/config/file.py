@@ -4,8 +4,9 @@ A file may say `extends: other.yaml` (relative to itself). Later layers win: def
 file, the file, the overrides; one that sets run.steps or run.epochs unsets the other. A layer that
 names another margin drops the settings of the one before, except those that all margins have.
 Where configs/NAME.yaml does not exist, that of the package is taken, and said.
-A file's evaluate.sets are added to those of the files that it extends, {} leaves those out. On the
-command line evaluate.sets={...} replaces them, and +evaluate.sets={...} adds to them.
+A file's evaluate.sets are added to those of the files that it extends, {} leaves those out; so are
+the datasets that data.train names. On the command line evaluate.sets={...} replaces them, and
++evaluate.sets={...} adds to them.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import yaml
 from yaml import MappingNode, Node, ScalarNode
 
 from kappaface_dist.config.checks import check_config
-from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config
+from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config, TrainSet
 from kappaface_dist.config.reading import STRING, compose, nested, pairs, read_section
 from kappaface_dist.config.shipped import shipped_config
 
@@ -141,22 +142,32 @@ def _add(merged: Layer, layer: Layer) -> None:
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
         if run.get(key) is not None and other not in run:
             merged.get("run", {}).pop(other, None)
-    if layer.get("evaluate", {}).get("sets") == {}:
-        merged.get("evaluate", {}).pop("sets", None)
-    before, name = merged["margin"], layer.get("margin", {}).get("name")
-    if name is not None and name != before["name"]:
-        dropped = [key for key in before if key not in MARGIN_KEYS_OF_ALL]
-        for key in dropped:
-            del before[key]
-        # Before there is a log; one process is enough to say it.
-        if dropped and os.environ.get("RANK", "0") == "0":
-            logger.warning(
-                "margin.name is %s instead of %s, whose settings are dropped: %s",
-                name,
-                before["name"],
-                ", ".join(dropped),
-            )
+    for section, name in (("evaluate", "sets"), ("data", "train")):
+        if layer.get(section, {}).get(name) == {}:
+            merged.get(section, {}).pop(name, None)
+    _drop_settings(merged["margin"], layer.get("margin", {}), "margin")
+    named, again = (one.get("data", {}).get("train") for one in (merged, layer))
+    if isinstance(named, dict) and isinstance(again, dict):
+        for name in named.keys() & again.keys():
+            before, after = (one[name].get("margin", {}) for one in (named, again))
+            _drop_settings(before, after, f"data.train.{name}.margin")
     _update(merged, layer)
+
+
+def _drop_settings(before: Layer, margin: Layer, section: str) -> None:
+    """Of a margin that another one is about to replace only those that all margins have stay."""
+    name = margin.get("name", before.get("name"))
+    if name == before.get("name"):
+        return
+    dropped = [key for key in before if key not in MARGIN_KEYS_OF_ALL]
+    for key in dropped:
+        del before[key]
+    # Before there is a log; one process is enough to say it.
+    if dropped and os.environ.get("RANK", "0") == "0":
+        logger.warning(
+            "%s.name is %s instead of %s, whose settings are dropped: %s",
+            *(section, name, before.get("name", "that of all"), ", ".join(dropped)),
+        )
 
 
 def _update(merged: Layer, layer: Layer) -> None:
@@ -170,6 +181,10 @@ def _update(merged: Layer, layer: Layer) -> None:
 
 def _build(values: Layer) -> Config:
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Config)}
+    train = values.get("data", {}).get("train")
+    if isinstance(train, dict):
+        named = {name: TrainSet(**own) for name, own in train.items()}
+        values = values | {"data": values["data"] | {"train": named}}
     parts: dict[str, Any] = {
         name: kinds[name](**value) if dataclasses.is_dataclass(kinds[name]) else value
         for name, value in values.items()

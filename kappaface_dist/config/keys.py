@@ -33,9 +33,23 @@ class Run:
 
 
 @dataclass(frozen=True)
+class TrainSet:
+    """One of several datasets, with a head of its own."""
+
+    path: str | list[str] | None = None  # as data.train of one
+    share: float | None = key(None, above=0, at_most=1)  # of a batch's images; all add up to 1
+    weight: float = key(1.0, above=0, at_most=1e6)  # of each of its images in the loss
+    margin: dict[str, Any] = key({})  # where it differs from margin
+    sample_rate: float | list[list[float]] | None = key(None)  # in place of head's
+    init: str | None = None  # as head.init
+    identity_map: str | None = None  # as head.identity_map
+
+
+@dataclass(frozen=True)
 class Data:
-    # a .rec file, a folder of identities, a glob, or a list of them; or s3://, gs://, https://
-    train: str | list[str] | None = key(None, problem=True)
+    # a .rec file, a folder of identities, a glob, or a list of them; or s3://, gs://, https://;
+    # or several datasets by name, a head each: {a: {path: ..., share: 0.7}, b: {...}}
+    train: str | list[str] | dict[str, TrainSet] | None = key(None, problem=True)
     # auto: DALI where there is a GPU and DALI
     loader: str = key("auto", choices=("auto", "dali", "cpu"))
     batch_size: int = key(128, at_least=1, at_most=1e5)  # images per rank and step

@@ -107,6 +107,9 @@ def _read(node: Node, kind: Any, name: str, where: str) -> Any:
         return None
     for option in options:
         origin = get_origin(option)
+        if dataclasses.is_dataclass(option) and isinstance(node, MappingNode):
+            assert isinstance(option, type)
+            return read_section(node, option, f"{name}.", where)
         if origin is list and isinstance(node, SequenceNode):
             (item,) = get_args(option)
             return [_read(child, item, name, where) for child in node.value]
@@ -177,7 +180,7 @@ def _wanted(kind: Any) -> str:
         return f"a list (of each {WANTED.get(get_args(kind)[0], 'a value')})"
     if get_origin(kind) is dict:
         return "a mapping of names"
-    return WANTED.get(kind, "one value")
+    return "a section of keys" if dataclasses.is_dataclass(kind) else WANTED.get(kind, "one value")
 
 
 def _node(node: Node) -> str:

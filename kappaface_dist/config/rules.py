@@ -60,7 +60,10 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
     """Raise ValueError, in one sentence, unless the rule allows the value."""
     if value is None:
         return
-    if rule.choices:
+    if dataclasses.is_dataclass(value):
+        for own, own_rule in all_keys(type(value)):
+            check_value(f"{name}.{own}", getattr(value, own), own_rule)
+    elif rule.choices:
         # 1 == True, and is none of the choices.
         if not any(value == choice and type(value) is type(choice) for choice in rule.choices):
             words = ", ".join(str(choice).lower() for choice in rule.choices)

@@ -13,10 +13,13 @@ import torch
 
 from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, read_numbers
+from kappaface_dist.checkpoint.transplant import head_prefix
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 from kappaface_dist.data.sources.remote_store import CacheSettings
 from kappaface_dist.head import KappaFace, build_margin
+from kappaface_dist.training.head_log import by_dataset
 from kappaface_dist.training.metrics_file import read_metrics
 
 # Upper ends of the classes' sizes in the table; the last row has the rest.
@@ -46,11 +49,12 @@ class ClassMeasures:
     history: list[dict[str, float]]
 
 
-def read_measures(path: Path, train: str | None = None) -> ClassMeasures:
+def read_measures(path: Path, train: str | None = None, dataset: str = "") -> ClassMeasures:
     """Read a run folder's last checkpoint, or a checkpoint inside a run folder.
 
     Args:
         train: where the run's data is now, if not where its config.yaml says.
+        dataset: which of several, by its name.
 
     Raises:
         ValueError: nothing usable is there, the run's margin has no concentrations, or the data is
@@ -63,38 +67,44 @@ def read_measures(path: Path, train: str | None = None) -> ClassMeasures:
             f"{folder} is a checkpoint without its run: {run / 'config.yaml'} says what it was"
             " trained with, put the checkpoint back into RUN/checkpoints"
         )
-    config = load_config(run / "config.yaml")
+    owns = datasets(load_config(run / "config.yaml"))
+    if dataset not in owns:
+        known = "one dataset" if "" in owns else f"the datasets {', '.join(owns)}"
+        remedy = "leave out --dataset" if "" in owns else "name one of them with --dataset"
+        raise ValueError(f"{run} was trained on {known}: {remedy}")
+    config, prefix = owns[dataset], head_prefix(dataset)
     margin = build_margin(**config.margin)
     if not isinstance(margin, KappaFace):
         raise ValueError(
             f"{run} was trained with margin.name={config.margin['name']}, which keeps no"
             " concentrations: only runs with kappaface have a report"
         )
-    num_classes = checkpoint.stored_shapes(folder)["head.margin"][0]
-    tensors = {
-        "head.margin": torch.empty(num_classes),
-        "head.statistics.kappa": torch.empty(num_classes),
-    }
+    num_classes = checkpoint.stored_shapes(folder)[f"{prefix}margin"][0]
+    names = (f"{prefix}margin", f"{prefix}statistics.kappa")
+    tensors = {name: torch.empty(num_classes) for name in names}
     checkpoint.load_alone(folder, tensors)
     cache = CacheSettings(config.data.cache, config.data.cache_gigabytes)
     block = config.data.block_shuffle
-    catalog = open_catalog(train or config.data.train or [], cache=cache, block=block)
+    place = train or config.data.train or []
+    assert not isinstance(place, dict)  # of one dataset it is a path
+    catalog = open_catalog(place, cache=cache, block=block)
     if catalog.num_classes != num_classes:
         raise ValueError(
-            f"{train or config.data.train} has {catalog.num_classes} classes, the checkpoint"
+            f"{place} has {catalog.num_classes} classes, the checkpoint"
             f" {num_classes}: name the data of this run with --train"
         )
     step = read_numbers(folder)["run"]["step"]
     lines = read_metrics(run / "metrics.jsonl")
+    own_lines = [line | by_dataset(line).get(dataset, {}) for line in lines]
     return ClassMeasures(
         folder=folder,
         step=step,
         margin=margin,
         catalog=catalog,
         count_C=np.asarray(catalog.count_C),
-        margin_C=tensors["head.margin"].numpy(),
-        kappa_C=tensors["head.statistics.kappa"].numpy(),
-        history=[x for x in lines if "concentration_p50" in x and x["step"] <= step],
+        margin_C=tensors[names[0]].numpy(),
+        kappa_C=tensors[names[1]].numpy(),
+        history=[x for x in own_lines if "concentration_p50" in x and x["step"] <= step],
     )
 
 

@@ -109,6 +109,7 @@ def train(
     """
     learner = build_learner(dataset.count_C, margin, budget, seed, device)
     head = learner.head
+    assert isinstance(head, PartialFC)
     num_dealt: int | None = None
     num_images = len(dataset.label_I)
     total = math.ceil(budget.epochs * num_images)

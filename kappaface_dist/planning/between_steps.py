@@ -10,8 +10,8 @@ import dataclasses
 import torch
 
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
-from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.memory_meter import MemoryMeter
 
 FEW, MORE = 4096, 8192
@@ -21,9 +21,13 @@ EMBEDDING_SIZE = 8
 
 def operation_bytes(config: Config, size: JobSize) -> dict[str, int]:
     """Most bytes by operation; call it inside `pretend_group.pretend_ranks`."""
-    few, more = (_peaks(config, count * size.num_ranks) for count in (FEW, MORE))
-    rows = size.classes_per_rank
-    return {name: round((more[name] - few[name]) / (MORE - FEW) * rows) for name in few}
+    found: dict[str, int] = {}
+    for own, own_size in jobs_of(config, size):  # one after another
+        few, more = (_peaks(own, count * size.num_ranks) for count in (FEW, MORE))
+        for name in few:
+            slope = (more[name] - few[name]) / (MORE - FEW)
+            found[name] = max(found.get(name, 0), round(slope * own_size.classes_per_rank))
+    return found
 
 
 def _peaks(config: Config, num_classes: int) -> dict[str, int]:

@@ -22,7 +22,7 @@ from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.collectives import head_calls
 from kappaface_dist.planning.head_benchmark import RandomBatch, StreamingSide, seconds_per_step
-from kappaface_dist.planning.made_up_job import made_up_head
+from kappaface_dist.planning.made_up_job import made_up_head, only_head
 from kappaface_dist.planning.step_benchmark import Side, part_seconds
 from kappaface_dist.planning.step_time import (
     DEVICES,
@@ -99,7 +99,7 @@ def measured_rates(side: Side, cost: Cost) -> dict[str, float]:
         **link_rates(side.device),
     }
     links = replace(DEVICES["cpu"], **rates)  # type: ignore[arg-type]
-    return rates | head_rates(config, StreamingSide(job.head), links, side.device)
+    return rates | head_rates(config, StreamingSide(only_head(job)), links, side.device)
 
 
 def link_rates(device: torch.device) -> dict[str, float]:

@@ -5,6 +5,7 @@ Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding si
 
 from dataclasses import dataclass
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head import KappaFace, Margin, build_margin
 
@@ -41,7 +42,8 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
     ]
     cached, accumulate = config.optimizer.cache_embeddings, config.optimizer.accumulate
     announced = []
-    if accumulate > 1 and not cached and config.head.largest_sample_rate < 1.0:
+    rates = [own.head.largest_sample_rate for own in datasets(config).values()]
+    if accumulate > 1 and not cached and min(rates) < 1.0:
         labels = config.data.batch_size * accumulate * 8
         announced.append(PlannedCall("label_all_gather", "all_gather", labels))
     passes = head_calls(config, num_ranks) * (1 if cached else accumulate)
@@ -49,14 +51,14 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
 
 
 def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
-    """The collectives of one pass of the head."""
+    """The collectives of one pass of the head, or of the heads of several datasets together."""
     if num_ranks == 1:
         return []
     cached = config.optimizer.cache_embeddings
     images = config.data.batch_size * (config.optimizer.accumulate if cached else 1)
     size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
     # A label of eight bytes travels behind its embedding, and some for the class statistics.
-    behind = 8 + bytes_of_marks(build_margin(**config.margin))
+    behind = 8 + max(bytes_of_marks(margin) for margin in _margins(config))
     return [
         PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + behind)),
         PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
@@ -73,13 +75,17 @@ def bytes_of_marks(margin: Margin) -> int:
 
 def encoder_calls(config: Config) -> list[PlannedCall]:
     """Of a momentum encoder, whose embeddings all ranks see once a step."""
-    margin = build_margin(**config.margin)
-    if not isinstance(margin, KappaFace) or margin.source != "encoder":
+    margins = [margin for margin in _margins(config) if isinstance(margin, KappaFace)]
+    if all(margin.source != "encoder" for margin in margins):
         return []
     images = config.data.batch_size * config.optimizer.accumulate
     operand = 2 if config.head.dtype == "bf16" else 4
     num_bytes = images * (config.backbone.embedding_size * operand + 8 + 1)
     return [PlannedCall("encoder_all_gather", "all_gather", num_bytes)]
+
+
+def _margins(config: Config) -> list[Margin]:
+    return [build_margin(**own.margin) for own in datasets(config).values()]
 
 
 def bucket_sizes(trained_sizes: list[int], bucket_megabytes: float) -> list[int]:

@@ -5,20 +5,21 @@ from typing import Any
 
 import torch
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.host_memory import host_memory
-from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
+from kappaface_dist.planning.job_size import JobSize, size_of_datasets
+from kappaface_dist.planning.memory import memory_items, state_per_class
 from kappaface_dist.planning.plan import USABLE_SHARE, largest_at_a_time
 from kappaface_dist.planning.pretend_group import pretend_ranks
 
 
 def check_machine(config: Config) -> dict[str, Any]:
     """`check_fits` for this machine and the ranks that torchrun describes; before they join."""
-    catalog = open_catalog(config.data.train or [])
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    size = JobSize(catalog.num_classes, catalog.num_images, num_ranks)
+    size = size_of_datasets(counted(config), num_ranks)
     gpu_bytes = None
     if torch.cuda.is_available():
         gpu_bytes = torch.cuda.get_device_properties(0).total_memory
@@ -26,6 +27,16 @@ def check_machine(config: Config) -> dict[str, Any]:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with pretend_ranks(num_ranks):
         return check_fits(config, size, gpu_bytes, node_bytes, ranks_here)
+
+
+def counted(config: Config) -> list[tuple[int, int]]:
+    """(classes, images) of each dataset of the configuration, which are here."""
+    found = []
+    for own in datasets(config).values():
+        assert not isinstance(own.data.train, dict)
+        catalog = open_catalog(own.data.train or [])
+        found.append((catalog.num_classes, catalog.num_images))
+    return found
 
 
 def check_fits(
@@ -51,9 +62,7 @@ def check_fits(
                 " says what takes it, and what to change"
             )
     else:
-        needed = round(
-            sum(bytes_per_class(config, size.num_ranks).values()) * size.classes_per_rank
-        )
+        needed = round(sum(state_per_class(config, size).values()) * size.classes_per_rank)
     host = host_memory(config, size, "cpu" if gpu_bytes is None else "cuda")
     on_node = ranks_here * (host.total_bytes + (needed if gpu_bytes is None else 0))
     if on_node > node_bytes:

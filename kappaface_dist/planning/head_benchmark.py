@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from kappaface_dist.head.heads import Heads
 from kappaface_dist.head.partial_fc import PartialFC
 from kappaface_dist.head.shard import initial_centres
 from kappaface_dist.parallel import ranks as parallel
@@ -51,6 +52,29 @@ class StreamingSide:
 
     def numbers(self) -> dict[str, float]:
         return {k: v for k, v in self.head.summary().items() if k.startswith("skipped")}
+
+
+class SeveralSide:
+    """Heads of as many classes each, which share the images of a rank."""
+
+    def __init__(self, heads: list[PartialFC], num_images: int):
+        by_name = {str(number): head for number, head in enumerate(heads)}
+        counts = [num_images // len(heads)] * len(heads)
+        self.heads = Heads(by_name, counts, [1.0] * len(heads))
+        self.num_classes = heads[0].num_classes
+
+    def train_step(self, embedding_BD: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        loss = self.heads(embedding_BD, label_B % self.num_classes)
+        loss.backward()
+        self.heads.step(LR)
+        return loss.detach()
+
+    def state(self) -> list[torch.Tensor]:
+        each = self.heads.by_name.values()
+        return [t for head in each for t in (head.weight_KD, *head.row_state.values())]
+
+    def numbers(self) -> dict[str, float]:
+        return {}
 
 
 class RandomBatch:

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.checkpoint.pieces import PIECE_BYTES, Room, row_ranges
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
-from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.step_time import RANKS_PER_NODE
 from kappaface_dist.training.build import new_network
 
@@ -79,6 +79,9 @@ def _replicated(config: Config) -> list[Shape]:
 
 
 def _sharded(config: Config, size: JobSize) -> list[Shape]:
-    state = made_up_head(config, 8 * size.num_ranks, CPU).sharded_state()
-    rows = size.classes_per_rank
-    return [(torch.Size([rows, *t.shape[1:]]), t.element_size()) for t in state.values()]
+    found = []
+    for own, own_size in jobs_of(config, size):
+        state = made_up_head(own, 8 * size.num_ranks, CPU).sharded_state()
+        rows = own_size.classes_per_rank
+        found += [(torch.Size([rows, *t.shape[1:]]), t.element_size()) for t in state.values()]
+    return found

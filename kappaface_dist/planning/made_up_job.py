@@ -12,7 +12,8 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head import PartialFC
 from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.training.build import Learner, build_head, build_learner
+from kappaface_dist.training.build import Learner, build_learner
+from kappaface_dist.training.heads import build_head
 
 IMAGES_PER_CLASS = 40  # as plan.py takes where it is not told
 
@@ -31,6 +32,12 @@ def made_up_head(config: Config, num_classes: int, device: torch.device) -> Part
 def made_up_job(config: Config, num_classes: int, device: torch.device) -> Learner:
     """What learns in a run of config, for classes of equal size, at its largest sample rate."""
     return build_learner(at_largest_rate(config), np.full(num_classes, IMAGES_PER_CLASS), device)
+
+
+def only_head(learner: Learner) -> PartialFC:
+    """The head of a job of one dataset, which is what is measured at a time."""
+    assert isinstance(learner.head, PartialFC)
+    return learner.head
 
 
 def random_batches(config: Config, num_classes: int, device: torch.device) -> list[Batch]:

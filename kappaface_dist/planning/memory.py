@@ -8,16 +8,17 @@ Shapes: G images of a micro-batch on all ranks, D embedding size, K classes of t
 """
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head import KappaFace, PartialFC, build_margin
 from kappaface_dist.head.sampling import sample_rows, sample_size
 from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
 from kappaface_dist.planning.backbone_memory import backbone_items
 from kappaface_dist.planning.collectives import bytes_of_marks
+from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
@@ -26,24 +27,6 @@ from kappaface_dist.planning.teacher import teacher_items
 # Of the smaller head; below that, vectors of G numbers would count for too much.
 SMALLEST_EMBEDDING = 128
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class JobSize:
-    """Attributes:
-    num_classes: C, of all ranks.
-    num_images: of the dataset.
-    num_ranks: N.
-    """
-
-    num_classes: int
-    num_images: int
-    num_ranks: int
-
-    @property
-    def classes_per_rank(self) -> int:
-        """K of the largest shard."""
-        return -(-self.num_classes // self.num_ranks)
 
 
 def micro_batch_images(config: Config, size: JobSize) -> int:
@@ -60,13 +43,21 @@ def step_images(config: Config, size: JobSize) -> int:
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
     items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
-    if config.margin.get("source") == "encoder":
+    if any(own.margin.get("source") == "encoder" for own in datasets(config).values()):
         items["momentum_encoder"] = items["backbone_parameters"]
     return items | teacher_items(config)
 
 
 def head_items(config: Config, size: JobSize, device_type: str) -> dict[str, int]:
-    """State of this rank's classes by kind, and the buffers of a step."""
+    """State of this rank's classes by kind, and the buffers of a step, of all datasets' heads."""
+    items: dict[str, int] = {}
+    for own, own_size in jobs_of(config, size):
+        for name, value in _one_heads_items(own, own_size, device_type).items():
+            items[name] = items.get(name, 0) + value
+    return items
+
+
+def _one_heads_items(config: Config, size: JobSize, device_type: str) -> dict[str, int]:
     rows = size.classes_per_rank
     per_class = bytes_per_class(config, size.num_ranks)
     items = {name: int(slope * rows) for name, slope in per_class.items()}
@@ -97,6 +88,16 @@ def cache_bytes(config: Config, num_images: int, rows: int, device_type: str) ->
     kept, rest = divmod(min(config.head.logit_cache_bytes, passes * whole), max(whole, 1))
     chunk = 2 * num_images * chunk_rows
     return kept * whole + rest // chunk * chunk
+
+
+def state_per_class(config: Config, size: JobSize) -> dict[str, float]:
+    """`bytes_per_class` over the classes of all datasets."""
+    total: dict[str, float] = {}
+    for own, own_size in jobs_of(config, size):
+        share = own_size.classes_per_rank / size.classes_per_rank
+        for name, slope in bytes_per_class(own, size.num_ranks).items():
+            total[name] = total.get(name, 0.0) + slope * share
+    return total
 
 
 def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:

@@ -29,7 +29,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.head import PartialFC
 from kappaface_dist.head.checks import BatchEvidence
 from kappaface_dist.planning.device_watch import DeviceWatch
-from kappaface_dist.planning.made_up_job import made_up_job
+from kappaface_dist.planning.made_up_job import made_up_job, only_head
 from kappaface_dist.planning.memory import JobSize
 from kappaface_dist.planning.memory_meter import MemoryMeter
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
@@ -40,7 +40,7 @@ from kappaface_dist.training.loss_guard import Evidence, likely_cause
 Tensors = dict[str, torch.Tensor]
 NOWHERE = Path("nowhere")
 # What a diagnosis finds of a batch in which nothing is wrong, so that it looks at the centres.
-SOUND_BATCH = Evidence(0, 1, -1, 1, BatchEvidence(-1, -1, -1, 1))
+SOUND_BATCH = Evidence(0, 1, -1, 1, (BatchEvidence(-1, -1, -1, 1),))
 
 
 def rehearse_without_a_gpu(config: Config, size: JobSize) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def rehearse_without_a_gpu(config: Config, size: JobSize) -> dict[str, Any]:
 
 def operation_bytes(job: Learner, watch: DeviceWatch) -> dict[str, tuple[int, int]]:
     """(bytes on the device, on the host) that each operation takes beside what was there."""
-    head, config = job.head, job.config
+    head, config = only_head(job), job.config
     sharded = {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
     watch.value = 1.0  # whatever is asked of the device is so: finite, say
     copies = HostCopies(config.checkpoint.host_bytes)

@@ -11,7 +11,8 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
 from kappaface_dist.planning.host_memory import HostMemory, host_memory
-from kappaface_dist.planning.memory import JobSize, bytes_per_class, memory_items
+from kappaface_dist.planning.job_size import JobSize
+from kappaface_dist.planning.memory import memory_items, state_per_class
 from kappaface_dist.planning.step_time import Device, step_seconds
 from kappaface_dist.planning.teacher import teacher_flops
 from kappaface_dist.training.build import new_network
@@ -90,7 +91,7 @@ def make_plan(config: Config, size: JobSize, device: Device) -> Plan:
     seconds = step_seconds(config, size, device, cost, memory, calls, teacher_flops(config))
     usable = usable_bytes(device)
     between = max(operations.values()) / size.classes_per_rank
-    largest = largest_num_classes(bytes_per_class(config, size.num_ranks), memory, between, usable)
+    largest = largest_num_classes(state_per_class(config, size), memory, between, usable)
     global_batch = config.data.batch_size * size.num_ranks * config.optimizer.accumulate
     speed = global_batch / sum(seconds.values())
     if config.run.steps is not None:
@@ -148,7 +149,9 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
         part = dataclasses.replace(getattr(config, section), **values)
         return dataclasses.replace(config, **{section: part})
 
-    half = config.data.batch_size // 2
+    # Several datasets have a margin each, and may have no image of half a batch.
+    several = isinstance(config.data.train, dict)
+    half = 0 if several else config.data.batch_size // 2
     candidates = {"backbone.checkpointing=true": changed("backbone", checkpointing=True)}
     if half:
         both = dataclasses.replace(config.optimizer, accumulate=2 * config.optimizer.accumulate)
@@ -168,7 +171,7 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
         candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
     if config.head.logit_cache_bytes:
         candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
-    if config.margin.get("name") == "kappaface":
+    if config.margin.get("name") == "kappaface" and not several:
         # What the other statistic cannot be combined with goes back to the default.
         lighter = {"source": "batch"} if config.margin.get("source", "batch") != "batch" else {}
         if lighter:

@@ -14,7 +14,7 @@ import torch
 
 from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.count_collectives import CountCollectives
-from kappaface_dist.planning.made_up_job import made_up_job, random_batches
+from kappaface_dist.planning.made_up_job import made_up_job, only_head, random_batches
 from kappaface_dist.planning.memory import JobSize, head_state_bytes
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.training.build import Learner
@@ -42,7 +42,7 @@ def rehearse_steps(job: Learner, *, fake: bool = False) -> dict[str, Any]:
         fake: inside `pretend_gpu`, where no allocator can be asked.
     """
     config, device = job.config, job.device
-    batches = random_batches(config, job.head.num_classes, device)
+    batches = random_batches(config, only_head(job).num_classes, device)
     phases = _Phases(job, on_gpu=device.type == "cuda" and not fake)
     for step in range(NUM_STEPS - 1):  # DDP finds its buckets, the optimizer makes its state
         train_step(job, batches, 0.01, step * job.global_batch)
@@ -52,7 +52,7 @@ def rehearse_steps(job: Learner, *, fake: bool = False) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     return {
         "loss": loss.item(),
-        "classes_per_rank": len(job.head.classes),
+        "classes_per_rank": len(only_head(job).classes),
         "memory_bytes": phases.memory_items(batches),
         "collectives": count.calls,
         "seconds": seconds,
@@ -85,7 +85,7 @@ class _Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.held[name] = max(self.held.get(name, 0), live - before)
         self.peak[name] = max(self.peak.get(name, 0), peak - before)
-        self.cache_bytes = max(self.cache_bytes, self.job.head.held_cache_bytes())
+        self.cache_bytes = max(self.cache_bytes, only_head(self.job).held_cache_bytes())
 
     def _bytes(self) -> tuple[int, int]:
         """(alive, most since the part began); on a GPU when it has done all work so far."""
@@ -96,7 +96,7 @@ class _Phases:
 
     def memory_items(self, batches: list[Any]) -> dict[str, int]:
         job = self.job
-        seen = num_bytes(job.head.class_margins.held_tensors())
+        seen = num_bytes(only_head(job).class_margins.held_tensors())
         # A GPU's allocator does not know whose bytes are whose.
         head = max(self.peak["head_forward"], self.peak["head_step"] + self.cache_bytes)
         if not self.on_gpu:
@@ -119,14 +119,14 @@ class _Phases:
             "backward_workspace": backward,
             "optimizer_workspace": self.peak["optimizer"],
             **self._teacher_items(),
-            **head_state_bytes(job.head),
+            **head_state_bytes(only_head(job)),
             "logit_cache": self.cache_bytes,
             "held_embeddings": seen,
             "head_buffers": max(head - self.cache_bytes - seen, 0),
         }
 
     def _of_the_margin(self) -> dict[str, int]:
-        found, memory = {}, self.job.head.class_margins.memory
+        found, memory = {}, only_head(self.job).class_margins.memory
         if memory is not None:
             found["image_memory"] = num_bytes([memory.row_JD])
         if (encoder := self.job.encoder) is not None:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kappaface_dist.backbones.counting import Cost
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.collectives import PlannedCall
-from kappaface_dist.planning.memory import JobSize, micro_batch_images, step_images
+from kappaface_dist.planning.job_size import JobSize, jobs_of
+from kappaface_dist.planning.memory import micro_batch_images, step_images
 
 GIGA, TERA = 1e9, 1e12
 # Share of the datasheet's rate that large products reach.
@@ -133,6 +135,10 @@ def step_seconds(
 
 def head_seconds(config: Config, size: JobSize, device: Device) -> float:
     """Both passes over the rows in use: products, and the traffic of centres and their state."""
+    return sum(_one_heads_seconds(*job, device) for job in jobs_of(config, size))
+
+
+def _one_heads_seconds(config: Config, size: JobSize, device: Device) -> float:
     images = micro_batch_images(config, size)
     rows = sample_size(
         size.classes_per_rank, config.head.largest_sample_rate, step_images(config, size)
@@ -181,7 +187,8 @@ def head_traffic(rows: int, embedding_size: int) -> float:
 def backbone_repeats(config: Config) -> float:
     """Work of a step to that of forward and backward: a forward pass more is a third of it."""
     twice = bool(config.backbone.checkpointing) + config.optimizer.cache_embeddings
-    twice += config.margin.get("source") == "encoder"
+    margins = [own.margin for own in datasets(config).values()]
+    twice += any(margin.get("source") == "encoder" for margin in margins)
     return 1.0 + twice / 3
 
 

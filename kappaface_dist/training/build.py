@@ -1,5 +1,6 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +9,14 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from kappaface_dist.backbones import build_backbone
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.loading.loader import Loader, build_loader
+from kappaface_dist.data.loading.loader import build_loader, threads_per_rank
+from kappaface_dist.data.loading.together import Streams, Together
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
-from kappaface_dist.head import PartialFC, build_margin
+from kappaface_dist.head import Heads, PartialFC
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.models.export import load_backbone
 from kappaface_dist.models.published import load_published
 from kappaface_dist.models.saved_model import backbone_settings
@@ -21,11 +25,10 @@ from kappaface_dist.training.data_parallel import with_sync_batchnorm, wrap_back
 from kappaface_dist.training.distillation import Distiller, build_distiller
 from kappaface_dist.training.encoder import momentum_encoder
 from kappaface_dist.training.fit import check_batch, open_data
-from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, scaled_lr
+from kappaface_dist.training.heads import DTYPES, build_heads
+from kappaface_dist.training.optim import build_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(kw_only=True)
@@ -34,6 +37,7 @@ class Learner:
 
     Attributes:
         distiller: the teacher, where there is one.
+        head: of one dataset, or those of several.
         network: the bare backbone; `backbone` is the same behind DDP, where there is a group.
         encoder: whose embeddings the class statistics take, if not the network's own.
         global_batch: images per optimizer step: of all ranks and micro-batches.
@@ -43,7 +47,7 @@ class Learner:
     device: torch.device
     network: nn.Module
     backbone: nn.Module
-    head: PartialFC
+    head: PartialFC | Heads
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     encoder: nn.Module | None
@@ -53,17 +57,33 @@ class Learner:
 
 @dataclass(kw_only=True)
 class Job(Learner):
-    """The parts of a run: what learns, its data, and what of both its checkpoints keep."""
+    """The parts of a run: what learns, its data, and what of both its checkpoints keep.
 
-    catalog: Catalog
+    Attributes:
+        catalogs: the datasets by name, "" of one without.
+        streams: how far each has been read.
+    """
+
+    catalogs: dict[str, Catalog]
     pair_sets: dict[str, PairFile]
-    loader: Loader
+    loader: Together
+    streams: Streams
     problem: Problem
+
+    @property
+    def num_images(self) -> int:
+        """Of all datasets; an epoch of the run is as many."""
+        return sum(catalog.num_images for catalog in self.catalogs.values())
 
     @property
     def length(self) -> RunLength:
         run = self.config.run
-        return RunLength(run.steps, run.epochs, self.catalog.num_images, self.global_batch)
+        return RunLength(run.steps, run.epochs, self.num_images, self.global_batch)
+
+    def epochs(self, position: int) -> dict[str, int]:
+        """In which of its own epochs each dataset is, when all have read so many images."""
+        places = self.streams.at(position)
+        return {name: places[name] // one.num_images for name, one in self.catalogs.items()}
 
 
 def build_job(config: Config, device: torch.device) -> Job:
@@ -72,21 +92,33 @@ def build_job(config: Config, device: torch.device) -> Job:
     Raises:
         ValueError: the data is missing or damaged, or the configuration does not fit it.
     """
-    catalog = open_data(config)
+    catalogs = {name: open_data(own) for name, own in datasets(config).items()}
     sets = parallel.agree(lambda: {n: read_pairs(path) for n, path in config.evaluate.sets.items()})
-    loader = new_loader(config, catalog, device)
-    learner = build_learner(config, catalog.count_C, device)
+    loader = new_loader(config, catalogs, device)
+    counts = {name: catalog.count_C for name, catalog in catalogs.items()}
+    learner = build_learner(config, counts, device)
     check_batch(config, learner.network)
-    problem = describe_problem(config, catalog)
+    problem = describe_problem(config, catalogs)
     if learner.distiller is not None:  # wherever its file lies
         problem["distill.model"] = f"the weights {learner.distiller.facts['digest'][:16]}"
-    return Job(**vars(learner), catalog=catalog, pair_sets=sets, loader=loader, problem=problem)
+    return Job(
+        **vars(learner),
+        catalogs=catalogs,
+        pair_sets=sets,
+        loader=loader,
+        streams=loader.streams,
+        problem=problem,
+    )
 
 
-def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> Learner:
-    """Backbone, head and their optimizer, for classes of count_C images."""
+def build_learner(
+    config: Config, count_C: np.ndarray | Mapping[str, np.ndarray], device: torch.device
+) -> Learner:
+    """Backbone, head and their optimizer, for classes of count_C images, of each dataset."""
     network = build_network(config, device)
-    head = build_head(config, count_C, device)
+    head = build_heads(config, count_C, device)
+    margins = [one.margin for one in heads_by_name(head).values()]
+    encoders = (momentum_encoder(network, margin) for margin in margins)
     return Learner(
         config=config,
         device=device,
@@ -95,7 +127,7 @@ def build_learner(config: Config, count_C: np.ndarray, device: torch.device) -> 
         head=head,
         optimizer=new_optimizer(config, network),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        encoder=momentum_encoder(network, head.margin),
+        encoder=next((encoder for encoder in encoders if encoder is not None), None),
         global_batch=global_batch(config),
         distiller=build_distiller(config, device),
     )
@@ -126,20 +158,28 @@ def new_optimizer(
     )
 
 
-def new_loader(config: Config, catalog: Catalog, device: torch.device) -> Loader:
-    """The loader of this rank."""
-    return build_loader(
-        catalog,
-        loader=config.data.loader,
-        batch_size=config.data.batch_size,
-        image_size=config.data.image_size,
-        augment=config.data.augment,
-        num_threads=config.data.num_threads,
-        block_shuffle=config.data.block_shuffle,
-        seed=config.run.seed,
-        device=device,
-        with_slots=config.margin.get("source") == "memory",
-    )
+def new_loader(config: Config, catalogs: Mapping[str, Catalog], device: torch.device) -> Together:
+    """The loader of this rank; those of several datasets share its threads as they do a batch."""
+    owns = datasets(config)
+    threads = config.data.num_threads
+    loaders = {}
+    for name, own in owns.items():
+        if len(owns) > 1:
+            share = own.data.batch_size / config.data.batch_size
+            threads = max(1, round((config.data.num_threads or threads_per_rank()) * share))
+        loaders[name] = build_loader(
+            catalogs[name],
+            loader=config.data.loader,
+            batch_size=own.data.batch_size,
+            image_size=config.data.image_size,
+            augment=config.data.augment,
+            num_threads=threads,
+            block_shuffle=config.data.block_shuffle,
+            seed=own.run.seed,
+            device=device,
+            with_slots=own.margin.get("source") == "memory",
+        )
+    return Together(loaders, Streams({name: own.data.batch_size for name, own in owns.items()}))
 
 
 def build_network(config: Config, device: torch.device, *, initial: bool = False) -> nn.Module:
@@ -204,30 +244,4 @@ def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
         gradient_dtype=DTYPES[section.gradient_dtype],
         static_graph=section.static_graph,
         bucket_megabytes=section.bucket_megabytes,
-    )
-
-
-def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> PartialFC:
-    """The sharded head for classes of count_C images."""
-    return PartialFC(
-        len(count_C),
-        config.backbone.embedding_size,
-        build_margin(**config.margin),
-        images_per_class=count_C,
-        sample_rate=config.head.sample_rate_in(0),
-        optimizer=build_row_optimizer(
-            config.optimizer.name,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
-            momentum_dtype=DTYPES.get(config.head.momentum_dtype),  # none is in no table
-            square_by_row=config.head.second_moment == "row",
-        ),
-        dtype=DTYPES[config.head.dtype],
-        centre_dtype=DTYPES[config.head.centre_dtype],
-        logit_cache_bytes=config.head.logit_cache_bytes,
-        filter_threshold=config.head.filter_threshold,
-        skip_mass=config.head.skip_mass,
-        fused=config.head.fused,
-        seed=config.run.seed,
-        device=device,
     )

@@ -5,7 +5,7 @@ from torch import nn
 
 from kappaface_dist.backbones.layers import BATCH_NORMS
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.loading.loader import Loader
+from kappaface_dist.data.loading.together import Together
 from kappaface_dist.data.sources.catalog import Catalog, check_trainable, open_catalog
 from kappaface_dist.data.sources.finding import find_sources
 from kappaface_dist.data.sources.remote_store import CacheSettings, is_remote, shown
@@ -20,6 +20,7 @@ def open_data(config: Config) -> Catalog:
         RuntimeError: it cannot be had.
     """
     train = config.data.train or []
+    assert not isinstance(train, dict), "one of several datasets is opened by its own configuration"
     if any(is_remote(item) for item in ([train] if isinstance(train, str) else train)):
         # One rank asks what is there, and all bring it: none waits for hours for another.
         found = parallel.agree(lambda: find_sources(train) if parallel.rank() == 0 else None)
@@ -46,7 +47,7 @@ def check_batch(config: Config, network: nn.Module) -> None:
         )
 
 
-def check_corrupt_share(loader: Loader, limit: float) -> None:
+def check_corrupt_share(loader: Together, limit: float) -> None:
     """Raise ValueError where more than this share of all images is unreadable; collective."""
     counts = torch.tensor([loader.num_corrupt, loader.num_read], dtype=torch.float64)
     corrupt, read = parallel.all_reduce_sum(counts).tolist()

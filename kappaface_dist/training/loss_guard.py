@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from kappaface_dist.config.datasets import called
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head.checks import (
     BatchEvidence,
@@ -20,6 +21,7 @@ from kappaface_dist.head.checks import (
     wrong_embedding,
     wrong_label,
 )
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Learner
 
@@ -44,14 +46,14 @@ class Evidence(NamedTuple):
         is_nan: 1 if it is NaN, 0 if it is infinite.
         image_place: of this rank's first image in the step that is not finite, or -1.
         sound_weights: 1 if all weights of this rank's backbone are finite.
-        batch: of the batch that the head saw.
+        batches: of the batch that each head saw.
     """
 
     position: int
     is_nan: int
     image_place: int
     sound_weights: int
-    batch: BatchEvidence
+    batches: tuple[BatchEvidence, ...]
 
 
 class LossGuard:
@@ -68,7 +70,8 @@ class LossGuard:
 
     def reset(self) -> None:
         """Forget what was seen."""
-        num_numbers = len(Evidence.__annotations__) - 1 + len(BatchEvidence.__annotations__)
+        num_numbers = len(heads_by_name(self.learner.head)) * len(BatchEvidence.__annotations__)
+        num_numbers += len(Evidence.__annotations__) - 1
         self._first_bad = torch.full((num_numbers,), -1, device=self.learner.device)
 
     @torch.no_grad()
@@ -90,16 +93,20 @@ class LossGuard:
             first_true(~largest_X.isfinite()),
             weights.isfinite().long(),
         ]
-        evidence = torch.cat([torch.stack(numbers), self.learner.head.batch_evidence()])
+        heads = heads_by_name(self.learner.head).values()
+        found = [head.batch_evidence() for head in heads]
+        evidence = torch.cat([torch.stack(numbers), *found])
         is_first = (self._first_bad[0] < 0) & ~loss.isfinite()
         self._first_bad = torch.where(is_first, evidence, self._first_bad)
 
     def first_bad(self) -> Evidence | None:
         """The evidence of the first such loss; waits for the device."""
-        position, is_nan, image_place, sound_weights, *batch = self._first_bad.tolist()
+        position, is_nan, image_place, sound_weights, *found = self._first_bad.tolist()
         if position < 0:
             return None
-        return Evidence(position, is_nan, image_place, sound_weights, BatchEvidence(*batch))
+        size = len(BatchEvidence.__annotations__)
+        batches = (BatchEvidence(*found[i : i + size]) for i in range(0, len(found), size))
+        return Evidence(position, is_nan, image_place, sound_weights, tuple(batches))
 
 
 def likely_cause(learner: Learner, evidence: Evidence, lr: float) -> str:
@@ -118,29 +125,41 @@ def likely_cause(learner: Learner, evidence: Evidence, lr: float) -> str:
 @torch.no_grad()
 def _own_cause(learner: Learner, evidence: Evidence, lr: float) -> tuple[int, str]:
     where = f"of rank {parallel.rank()}"
-    place, label, embedding_place, num_images = evidence.batch
+    heads = heads_by_name(learner.head)
     remedy = f"the learning rate ({lr:.3g}) may be too high: lower optimizer.lr or warm up longer"
     if evidence.image_place >= 0:
         return 0, f"input: image {evidence.image_place} of the batch {where} is not finite"
-    if place >= 0:
-        return 1, f"label: {wrong_label(place, label, num_images, learner.head.num_classes)}"
+    for (name, head), batch in zip(heads.items(), evidence.batches, strict=True):
+        if batch.label_place >= 0:
+            text = wrong_label(batch.label_place, batch.label, batch.num_images, head.num_classes)
+            return 1, f"label: {_of(name)}{text}"
     if not evidence.sound_weights:
         # The first by name; where the loss is looked at late, others may have been before it.
         spoiled = (name for name, t in _weights(learner.network).items() if not t.isfinite().all())
         name = next(spoiled)
         return 2, f"learning rate: backbone {name} {where} is not finite any more; {remedy}"
-    if embedding_place >= 0:
-        sentence = wrong_embedding(embedding_place, num_images)
+    for name, batch in zip(heads, evidence.batches, strict=True):
+        if batch.embedding_place < 0:
+            continue
+        sentence = _of(name) + wrong_embedding(batch.embedding_place, batch.num_images)
         if learner.config.precision == "fp16":
             return 3, f"precision: {sentence}; activations overflow in fp16: set precision=bf16"
         return 3, f"learning rate: {sentence} though the weights are finite; {remedy}"
     # From sound centres the loss becomes infinite at most, and only then NaN with its gradient.
-    if evidence.is_nan and not all_finite(learner.head.weight_KD):
-        return 4, f"learning rate: the class centres {where} is not finite any more; {remedy}"
+    for name, head in heads.items():
+        if evidence.is_nan and not all_finite(head.weight_KD):
+            text = f"learning rate: {_of(name)}the class centres {where} is not finite any more"
+            return 4, f"{text}; {remedy}"
+    scales = ", ".join(f"{_of(name)}{head.margin.scale:g}" for name, head in heads.items())
     return 5, (
         f"scale: embeddings, centres and labels are sound; the logits overflow: margin.scale is"
-        f" {learner.head.margin.scale:g}, and {remedy}"
+        f" {scales}, and {remedy}"
     )
+
+
+def _of(name: str) -> str:
+    """In front of what is said of one of several datasets."""
+    return f"{called(name)}: " if name else ""
 
 
 def _largest(x: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from kappaface_dist.head.margins.psi import measured_line, narrow_margins
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.best_so_far import BestSoFar
+from kappaface_dist.training.head_log import by_dataset, datasets_text
 from kappaface_dist.training.metrics_file import keep_steps_before, read_metrics
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class Reporter:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-        self._told_refreshes = 0
+        self._told_refreshes: dict[str, int] = {}  # by dataset
 
     def advance(self) -> None:
         """One step is done."""
@@ -151,13 +152,15 @@ class Reporter:
         Args:
             numbers: those of the head's summary among them.
         """
-        refreshes = int(numbers.get("margin_refreshes", 0))
-        if refreshes == self._told_refreshes:
-            return
-        self._told_refreshes = refreshes
-        logger.info("step %d: %s", step, measured_line(numbers))
-        if warning := narrow_margins(numbers):
-            logger.warning("step %d: %s", step, warning)
+        for name, own in by_dataset(numbers).items():
+            refreshes = int(own.get("margin_refreshes", 0))
+            if refreshes == self._told_refreshes.get(name, 0):
+                continue
+            self._told_refreshes[name] = refreshes
+            where = f"{step}, {name}" if name else f"{step}"
+            logger.info("step %s: %s", where, measured_line(own))
+            if warning := narrow_margins(own):
+                logger.warning("step %s: %s", where, warning)
 
     def close(self) -> None:
         self._bar.close()
@@ -203,6 +206,7 @@ def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
         f"  data wait {numbers['data_wait_share']:.0%}{ranks}  margin {numbers['margin_mean']:.3f}"
         f" ({numbers['margin_min']:.3f} to {numbers['margin_max']:.3f})"
         f"  left {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        + datasets_text(numbers)
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kappaface_dist.config.checks import PROBLEM
+from kappaface_dist.config.datasets import called, datasets
 from kappaface_dist.config.file import to_dict
 from kappaface_dist.config.keys import Config
 from kappaface_dist.config.rules import shown
@@ -37,22 +38,34 @@ NUM_PLACES = 4096  # of the order of the images
 NOT_COMPARED = ("run.accept_changes", "run.resume")
 
 
-def describe_problem(config: Config, catalog: Catalog) -> Problem:
-    """What a run of config on these images solves, as JSON holds it; collective, read by rank 0."""
-    described = parallel.agree(lambda: _describe(config, catalog) if parallel.rank() == 0 else None)
+def describe_problem(config: Config, catalogs: Mapping[str, Catalog]) -> Problem:
+    """What a run of config on these datasets solves, as JSON holds it; collective, read by rank 0.
+
+    Args:
+        catalogs: by the datasets' names, "" of one without.
+    """
+    first = parallel.rank() == 0
+    described = parallel.agree(lambda: _describe(config, catalogs) if first else None)
     problem = parallel.gather_objects(described)[0]
     assert problem is not None
     return problem
 
 
 def with_margin_defaults(config: Config) -> Config:
-    """The configuration with every setting of its margin, those too that are the defaults.
+    """The configuration with every setting of its margins, those too that are the defaults.
 
     Raises:
         ValueError: there is no such margin or setting, or it is out of range.
     """
-    margin = build_margin(**config.margin)
-    return replace(config, margin={"name": config.margin["name"], **asdict(margin)})
+    train = config.data.train
+    if isinstance(train, dict):
+        full = {n: replace(train[n], margin=_full(own)) for n, own in datasets(config).items()}
+        config = replace(config, data=replace(config.data, train=full))
+    return replace(config, margin=_full(config))
+
+
+def _full(config: Config) -> dict[str, Any]:
+    return {"name": config.margin["name"], **asdict(build_margin(**config.margin))}
 
 
 def check_same_problem(
@@ -89,10 +102,12 @@ def check_same_problem(
     now = {**flat(to_dict(config)), "ranks": parallel.world_size()}
     before = {**flat(numbers["config"]), "ranks": numbers["world_size"]}
     for name, text in changed(before, now).items():
-        if not any(name == known or name.startswith(f"{known}.") for known in PROBLEM):
+        # Of a dataset the path is said below.
+        if not (name in problem or name.startswith("margin.") or name.endswith(".path")):
             logger.info("changed since %s: %s", folder.name, text)
-    if DATA not in changes and numbers["problem"][DATA]["files"] != problem[DATA]["files"]:
-        logger.info("%s is the same dataset in other files: %s", DATA, _data_text(problem[DATA]))
+    for name, data in _datasets(problem).items():
+        if name not in changes and numbers["problem"][name]["files"] != data["files"]:
+            logger.info("%s is the same dataset in other files: %s", name, _data_text(data))
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -116,15 +131,27 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _describe(config: Config, catalog: Catalog) -> Problem:
+def _describe(config: Config, catalogs: Mapping[str, Catalog]) -> Problem:
     settings = flat(to_dict(with_margin_defaults(config)))
+    owns = datasets(config)
+    # Of several datasets each has its own margin.
+    margins = ("margin.",) if "" in owns else tuple(f"{called(n)}.margin." for n in owns)
     problem = {
         name: value
         for name, value in settings.items()
-        if name in PROBLEM or name.startswith("margin.")
+        if name in PROBLEM or name.startswith(margins)
     }
-    problem[DATA] = _describe_data(config, catalog)
+    for name, own in owns.items():
+        problem[called(name)] = _describe_data(own, catalogs[name])
+        if name:
+            for key in ("share", "weight"):
+                problem[f"{called(name)}.{key}"] = settings[f"{called(name)}.{key}"]
     return _json(problem)
+
+
+def _datasets(problem: Problem) -> dict[str, Any]:
+    """The parts of a problem that describe datasets, by their sections."""
+    return {name: part for name, part in problem.items() if isinstance(part, dict)}
 
 
 def _describe_data(config: Config, catalog: Catalog) -> dict[str, Any]:
@@ -156,16 +183,19 @@ def _picture_digest(catalog: Catalog) -> str:
 
 def _changed_problem(before: Problem, now: Problem) -> dict[str, str]:
     """A sentence for every part that differs; parts that only one version knows do not count."""
-    common = [name for name in before if name in now]
-    texts = changed(
-        {name: before[name] for name in common if name != DATA},
-        {name: now[name] for name in common if name != DATA},
-    )
-    old, new = before[DATA], now[DATA]
-    if any(old[name] != new[name] for name in SAME_DATA):
-        texts[DATA] = f"{DATA} was {_data_text(old)} and is {_data_text(new)}"
-    elif not texts and old["order"] != new["order"]:
-        texts[DATA] = f"this version reads {DATA} in another order"
+    old_data, new_data = _datasets(before), _datasets(now)
+    if old_data.keys() != new_data.keys():
+        names = [", ".join(data) for data in (old_data, new_data)]
+        return {DATA: f"the datasets were {names[0]} and are {names[1]}"}
+    common = [name for name in before if name in now and name not in old_data]
+    texts = changed({name: before[name] for name in common}, {name: now[name] for name in common})
+    settings_alike = not texts
+    for name, old in old_data.items():
+        new = new_data[name]
+        if any(old[part] != new[part] for part in SAME_DATA):
+            texts[name] = f"{name} was {_data_text(old)} and is {_data_text(new)}"
+        elif settings_alike and old["order"] != new["order"]:
+            texts[name] = f"this version reads {name} in another order"
     return texts
 
 

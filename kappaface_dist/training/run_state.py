@@ -11,8 +11,11 @@ from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.image_rows import ImageRows, load_image_rows, named_pieces
 from kappaface_dist.checkpoint.optimizer_state import make_optimizer_tensors, optimizer_tensors
 from kappaface_dist.checkpoint.saver import Saver
-from kappaface_dist.checkpoint.transplant import take_over
+from kappaface_dist.checkpoint.transplant import head_prefix, take_over
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import to_dict
+from kappaface_dist.head import PartialFC
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
 from kappaface_dist.training.encoder import encoder_tensors
@@ -66,9 +69,13 @@ def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float
     Args:
         metrics: of an evaluation of this very state.
     """
+    counters = {name: head.counters() for name, head in heads_by_name(job.head).items()}
+    places = job.streams.at(state.position)
     numbers = {
         "run": asdict(state),
-        "head": job.head.counters(),
+        "head": counters.get("", counters),
+        # Of one dataset without a name it is the run's.
+        "positions": {} if "" in places else places,
         "scaler": job.scaler.state_dict(),
         # apex counts its steps beside the tensors.
         "optimizer_steps": [group.get("step") for group in job.optimizer.param_groups],
@@ -78,7 +85,7 @@ def save_state(saver: Saver, job: Job, state: RunState, metrics: dict[str, float
         "config": to_dict(job.config),
     }
     pieces = named_pieces(_image_rows(job))
-    saver.save(state.step, _replicated(job), _sharded(job), job.head.num_classes, numbers, pieces)
+    saver.save(state.step, _replicated(job), _sharded(job), _num_classes(job), numbers, pieces)
 
 
 def load_state(job: Job) -> RunState:
@@ -100,9 +107,10 @@ def load_state(job: Job) -> RunState:
         numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
         check_same_problem(folder, numbers, job.problem, job.config)
         return _load(job, folder)
-    section = job.config.head
-    if section.init is not None:
-        take_over(job.head, Path(section.init), section.identity_map)
+    heads = heads_by_name(job.head)
+    for name, own in datasets(job.config).items():
+        if own.head.init is not None:
+            take_over(heads[name], Path(own.head.init), own.head.identity_map, name)
     return RunState()
 
 
@@ -144,28 +152,57 @@ def _load(job: Job, folder: Path) -> RunState:
     numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
     job.optimizer.state.clear()
     parallel.agree(lambda: make_optimizer_tensors(folder, job.optimizer, job.network))
-    checkpoint.load(folder, _replicated(job), _sharded(job), job.head.num_classes)
+    checkpoint.load(folder, _replicated(job), _sharded(job), _num_classes(job))
     parallel.agree(lambda: load_image_rows(folder, _image_rows(job)))
-    job.head.load_counters(numbers["head"])
+    state = RunState(**numbers["run"])
+    job.streams.go_on(state.position, numbers.get("positions") or {"": state.position})
+    for name, head in heads_by_name(job.head).items():
+        head.load_counters(numbers["head"][name] if name else numbers["head"])
     job.scaler.load_state_dict(numbers["scaler"])
     for group, step in zip(job.optimizer.param_groups, numbers["optimizer_steps"], strict=True):
         if step is not None:
             group["step"] = step
     logger.info("going on from %s with %d processes", folder, parallel.world_size())
-    return RunState(**numbers["run"])
+    return state
 
 
 def _replicated(job: Job) -> dict[str, torch.Tensor]:
     network = {f"backbone.{name}": tensor for name, tensor in job.network.state_dict().items()}
-    head = {f"head.{name}": tensor for name, tensor in job.head.replicated_state().items()}
+    head = {
+        f"{prefix}{name}": tensor
+        for prefix, one in _prefixed(job).items()
+        for name, tensor in one.replicated_state().items()
+    }
     encoder = encoder_tensors(job.encoder)
     return network | head | encoder | optimizer_tensors(job.optimizer, job.network)
 
 
 def _image_rows(job: Job) -> dict[str, ImageRows]:
-    memory = job.head.class_margins.memory
-    return {} if memory is None else {"head.memory": ImageRows(memory.row_JD, memory.rows)}
+    found = {prefix: one.class_margins.memory for prefix, one in _prefixed(job).items()}
+    return {
+        f"{prefix}memory": ImageRows(memory.row_JD, memory.rows)
+        for prefix, memory in found.items()
+        if memory is not None
+    }
 
 
 def _sharded(job: Job) -> dict[str, torch.Tensor]:
-    return {f"head.{name}": tensor for name, tensor in job.head.sharded_state().items()}
+    return {
+        f"{prefix}{name}": tensor
+        for prefix, one in _prefixed(job).items()
+        for name, tensor in one.sharded_state().items()
+    }
+
+
+def _num_classes(job: Job) -> dict[str, int]:
+    """Of each tensor of `_sharded`."""
+    return {
+        f"{prefix}{name}": one.num_classes
+        for prefix, one in _prefixed(job).items()
+        for name in one.sharded_state()
+    }
+
+
+def _prefixed(job: Job) -> dict[str, PartialFC]:
+    """The heads by what their tensors' names begin with: head. of one, head.DATASET. of several."""
+    return {head_prefix(name): head for name, head in heads_by_name(job.head).items()}

@@ -11,7 +11,7 @@ a batch, only where they are accumulated):
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -19,13 +19,16 @@ import torch
 from torch.profiler import record_function
 
 from kappaface_dist.backbones.layers import running_statistics_kept
+from kappaface_dist.config.datasets import called, datasets
 from kappaface_dist.counter_random import mix64
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head.encoded import see_encoded
+from kappaface_dist.head.heads import heads_by_name, images_of_each
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 from kappaface_dist.training.encoder import encode, follow
+from kappaface_dist.training.marks import epochs_later, slots
 
 logger = logging.getLogger(__name__)
 Phase = Callable[[str], AbstractContextManager]
@@ -45,7 +48,7 @@ def train_step(
     check: Check | None = None,
     phase: Phase = record_function,
     backbone_factor: float = 1.0,
-    epoch: int = 0,
+    epoch: int | Mapping[str, int] = 0,
 ) -> torch.Tensor:
     """One step; returns the loss before it, the mean over all micro-batches of all ranks.
 
@@ -57,11 +60,12 @@ def train_step(
         check: called with each loss, before anything is changed.
         phase: entered around each part by its name, one of PHASES.
         backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
-        epoch: in which the step begins. After the step, the head's `end_epoch` is to be called for
-            each epoch that ended in it.
+        epoch: in which the step begins, of several datasets each in its own, by name. After the
+            step, a head's `end_epoch` is to be called for each epoch that ended in it.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
-    _sample(learner, epoch)
+    epochs = {"": epoch} if isinstance(epoch, int) else dict(epoch)
+    _sample(learner, epochs)
     frozen = backbone_factor == 0.0
     # Frozen means its running statistics too.
     learner.backbone.train(not frozen)
@@ -73,7 +77,7 @@ def train_step(
         for parameter in learner.network.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     seed = mix64(learner.config.run.seed, position)
-    step = _Step(learner, batches, seed, check, phase, frozen, epoch)
+    step = _Step(learner, batches, seed, check, phase, frozen, epochs)
     cached = learner.config.optimizer.cache_embeddings and len(batches) > 1
     loss = step.cached() if cached else step.accumulated()
     loss_scale = scaler.scale(torch.ones_like(loss))
@@ -90,7 +94,8 @@ def train_step(
             with _autocast(learner):
                 embedding_XD = encode(learner.encoder, batches)
             label_X = torch.cat([batch.label_B for batch in batches])
-            see_encoded(learner.head, embedding_XD, label_X, epochs_later(batches, epoch))
+            later_X = epochs_later(batches, epochs.values(), images_of_each(learner.head))
+            see_encoded(learner.head, embedding_XD, label_X, later_X)
     return loss
 
 
@@ -120,31 +125,15 @@ def _autocast(learner: Learner) -> torch.autocast:
     return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
 
 
-def _sample(learner: Learner, epoch: int) -> None:
-    """Take the share of the classes that the configuration has for this epoch."""
-    head, rate = learner.head, learner.config.head.sample_rate_in(epoch)
-    if rate != head.softmax.sample_rate:
-        logger.info("epoch %d: head.sample_rate is %g from here on", epoch, rate)
-        head.softmax = replace(head.softmax, sample_rate=rate)
-
-
-def epochs_later(batches: Sequence[Batch], epoch: int) -> torch.Tensor | None:
-    """How many epochs later than this one the images of micro-batches belong, one after another, as
-    the head takes it; None where they do not say.
-    """
-    parts = [batch.epoch_B for batch in batches if batch.epoch_B is not None]
-    if len(parts) < len(batches):
-        return None
-    epoch_B = torch.cat(parts)
-    later_B = epoch_B - epoch
-    # Further ones, in a step over more than 127 epochs, have been seen often enough.
-    return torch.where((epoch_B >= 0) & (later_B <= 127), later_B, -1).to(torch.int8)
-
-
-def slots(batches: Sequence[Batch]) -> torch.Tensor | None:
-    """The numbers of micro-batches' images in their classes, as the head takes them, or None."""
-    parts = [batch.slot_B for batch in batches if batch.slot_B is not None]
-    return torch.cat(parts) if len(parts) == len(batches) else None
+def _sample(learner: Learner, epochs: Mapping[str, int]) -> None:
+    """Take the share of the classes that the configuration has for each dataset's epoch."""
+    owns = datasets(learner.config)
+    for name, head in heads_by_name(learner.head).items():
+        rate = owns[name].head.sample_rate_in(epochs[name])
+        if rate != head.softmax.sample_rate:
+            text = f"epoch %d: {called(name) if name else 'head'}.sample_rate is %g from here on"
+            logger.info(text, epochs[name], rate)
+            head.softmax = replace(head.softmax, sample_rate=rate)
 
 
 class _Step:
@@ -158,11 +147,11 @@ class _Step:
         check: Check | None,
         phase: Phase,
         frozen: bool,
-        epoch: int,
+        epochs: Mapping[str, int],
     ):
         self.learner, self.batches, self.seed = learner, batches, seed
         self.check, self.phase = check, phase
-        self.frozen, self.epoch = frozen, epoch
+        self.frozen, self.epochs = frozen, epochs
 
     def accumulated(self) -> torch.Tensor:
         """The mean loss, with its gradient in the backbone and in what the head keeps."""
@@ -234,9 +223,9 @@ class _Step:
     ) -> torch.Tensor:
         label_B = torch.cat([batch.label_B for batch in batches])
         with self.phase("head_forward"):
-            loss = self.learner.head(
-                embedding_BD, label_B, epochs_later(batches, self.epoch), slots(batches)
-            )
+            head = self.learner.head
+            later_B = epochs_later(batches, self.epochs.values(), images_of_each(head))
+            loss = head(embedding_BD, label_B, later_B, slots(batches))
         if self.check is not None:
             self.check(loss, self.batches[:num_seen])
         return loss

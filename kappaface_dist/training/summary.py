@@ -16,11 +16,14 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import one_line
 from kappaface_dist.evaluation.reports.pair_set import SetReport
+from kappaface_dist.head import PartialFC
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.models.export import save_backbone, weights_digest
 from kappaface_dist.models.metadata import learnt_facts
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
+from kappaface_dist.training.head_log import head_numbers
 from kappaface_dist.training.metrics import Reporter
 from kappaface_dist.training.verification import baselines, describe_sets, write_verification
 
@@ -42,15 +45,16 @@ def write_report(
     folder = job.config.folder
     untrained, pixels = baselines(job, results)
     classes = class_table(job)
-    head = job.head.summary()
+    head = head_numbers(job.head)
+    num_classes = sum(catalog.num_classes for catalog in job.catalogs.values())
     export = folder / "export" / "backbone.safetensors"
     problems: list[str] = []
     described: dict[str, SetReport] = {}
     first = parallel.rank() == 0
     settings = vars(backbone_settings(job.config))
     facts = learnt_facts(
-        images=job.catalog.num_images,
-        identities=job.catalog.num_classes,
+        images=job.num_images,
+        identities=num_classes,
         verification={name: result.summary() for name, result in results.items()},
     )
     parallel.agree(
@@ -76,8 +80,8 @@ def write_report(
         "images_seen": images_seen,
         "images_per_second": images_seen / seconds,
         "loss": loss,
-        "classes": job.catalog.num_classes,
-        "images": job.catalog.num_images,
+        "classes": num_classes,
+        "images": job.num_images,
         "corrupt_images": sum(parallel.gather_objects(job.loader.num_corrupt)),
         "margin": {name: head[f"margin_{name}"] for name in ("min", "mean", "max")},
         "weights_sha256": weights_digest(job.network),
@@ -126,18 +130,24 @@ def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | Non
 
 
 def class_table(job: Job) -> dict[str, np.ndarray]:
-    """Images, margin and concentration of every class (evenly thinned out); on every rank.
+    """Images, margin and concentration of every class (evenly thinned out), one dataset's after
+    another's; on every rank.
 
     Concentrations are NaN where none was measured.
     """
-    head = job.head
+    heads = heads_by_name(job.head)
+    tables = [_table_of(head, job.catalogs[name].count_C) for name, head in heads.items()]
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def _table_of(head: PartialFC, count_C: np.ndarray) -> dict[str, np.ndarray]:
     stride = -(-head.num_classes // MAX_PLOTTED_CLASSES)
     first = -head.classes.start % stride
     kappa_K = torch.full_like(head.margins(), torch.nan)
     if head.class_margins.statistics is not None:
         kappa_K = head.class_margins.statistics.kappa_K
     own = {
-        "images": job.catalog.count_C[head.classes.start : head.classes.stop][first::stride],
+        "images": count_C[head.classes.start : head.classes.stop][first::stride],
         "margin": head.margins()[first::stride].cpu().numpy(),
         "concentration": kappa_K[first::stride].cpu().numpy(),
     }

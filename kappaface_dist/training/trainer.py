@@ -11,11 +11,13 @@ import torch
 from kappaface_dist.commands import tell_torchrun
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.parallel.signals import StopSignal
 from kappaface_dist.parallel.watchdog import Watchdog
 from kappaface_dist.training.build import Job, peak_lr
 from kappaface_dist.training.fit import check_corrupt_share
+from kappaface_dist.training.head_log import head_numbers, start_counting
 from kappaface_dist.training.loss_guard import LossGuard, NonFiniteLoss, likely_cause
 from kappaface_dist.training.memory_peak import memory_peak
 from kappaface_dist.training.metrics import Meter, Reporter, log_line, report
@@ -114,7 +116,7 @@ class Trainer:
     def take_step(self, batches: list[Batch]) -> torch.Tensor:
         """One optimizer step of backbone and head; returns the loss before it."""
         if (self.state.step + 1) % self.config.log.every == 0:
-            self.job.head.rank_one.start()
+            start_counting(self.job.head)
         lr = self.learning_rate(self.state.position)
         section = self.config.backbone
         factor = section.first_lr_factor if self.state.step < section.first_steps else 1.0
@@ -123,7 +125,7 @@ class Trainer:
             batches,
             lr,
             self.state.position,
-            epoch=self.state.position // self.job.catalog.num_images,
+            epoch=self.job.epochs(self.state.position),
             check=self._watch_loss,
             phase=self.pace.phase,
             backbone_factor=factor,
@@ -136,7 +138,7 @@ class Trainer:
             section.schedule,
             position,
             self.total_images,
-            section.warmup_epochs * self.job.catalog.num_images,
+            section.warmup_epochs * self.job.num_images,
             section.power,
         )
 
@@ -190,14 +192,15 @@ class Trainer:
 
     def _advance(self, meter: Meter, reporter: Reporter | None) -> None:
         """Count the step, and the epochs that end in it: with each ends a window of statistics."""
-        num_images = self.job.catalog.num_images
-        epoch = self.state.position // num_images
+        before = self.job.epochs(self.state.position)
         self.state.position += self.job.global_batch
         self.state.step += 1
         self.metrics = {}
         meter.images += self.job.global_batch
-        for _ in range(epoch, self.state.position // num_images):
-            self.job.head.end_epoch()
+        now = self.job.epochs(self.state.position)
+        for name, head in heads_by_name(self.job.head).items():
+            for _ in range(before[name], now[name]):
+                head.end_epoch()
         if reporter is not None:
             reporter.advance()
 
@@ -211,16 +214,13 @@ class Trainer:
             "loss": self.state.last_loss,
             # Of the step that was just done.
             "learning_rate": self.learning_rate(self.state.position - self.job.global_batch),
-            "epoch": self.state.position / self.job.catalog.num_images,
+            "epoch": self.state.position / self.job.num_images,
             "images_per_second": meter.images / seconds,
             **self.pace.compare(meter.waited, seconds),
             **memory_peak(self.job.device),
-            **self.job.head.summary(),
+            **head_numbers(self.job.head),
         }
         numbers |= self.job.distiller.take() if self.job.distiller else {}
-        rank_1 = self.job.head.rank_one.take()
-        if rank_1 is not None:
-            numbers["rank_1"] = rank_1
         left = self.total_images - self.state.position
         report(reporter, self.state.step, numbers, log_line(self.state.step, numbers, left))
         if reporter is not None:

@@ -30,6 +30,7 @@ def run_benchmark(target, *options):
 def test_both_sides_are_measured(tmp_path, ranks):
     sizes = ("--classes", f"{CLASSES}", "--batch", f"{BATCH}", "--embedding", f"{SIZE}")
     options = ("--ranks", str(ranks), "--repeats", "2", "--sample-rate", "0.1")
+    options += ("--heads", "2")
     done, report = run_benchmark(tmp_path / "report.json", *sizes, *options)
     assert done.returncode == 0, done.stderr
     logit_bytes = 4 * CLASSES * BATCH / ranks
@@ -39,10 +40,12 @@ def test_both_sides_are_measured(tmp_path, ranks):
     assert dense["extra_bytes"] > 2 * logit_bytes
     assert report["streaming_full"]["extra_bytes"] < logit_bytes
     assert min(side["processor_seconds"] for side in (streaming, report["streaming_full"])) > 0
-    for side in (streaming, dense):
+    for side in (streaming, dense, report["several"]):
         assert side["state_bytes_per_parameter"] == 8
         assert side["ps_per_logit"] == pytest.approx(side["seconds"] * 4e12 / logit_bytes)
     assert report["time_ratio"] == streaming["seconds"] / dense["seconds"]
+    of_several = report["several"]["seconds"] / streaming["seconds"]
+    assert report["time_ratio_of_several"] == of_several
     assert report["memory_ratio"] == streaming["extra_bytes"] / dense["extra_bytes"]
 
 
@@ -61,6 +64,7 @@ def test_what_is_skipped_is_reported(tmp_path):
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path):
-    done, _ = run_benchmark(tmp_path / "report.json", "--batch", "33", "--ranks", "2")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: --batch-size is 33 for 2 ranks")
+    for options in (["--batch", "33"], ["--batch", "66", "--heads", "2"]):
+        done, _ = run_benchmark(tmp_path / "report.json", *options, "--ranks", "2")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: --batch-size is {options[1]} for 2 ranks")

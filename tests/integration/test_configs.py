@@ -4,24 +4,29 @@ import numpy as np
 import pytest
 import torch
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.planning.backbone_memory import backbone_items
-from kappaface_dist.planning.memory import JobSize, head_items
+from kappaface_dist.planning.job_size import size_of_datasets
+from kappaface_dist.planning.memory import head_items
 from kappaface_dist.planning.plan import USABLE_SHARE
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_time import DEVICES
-from kappaface_dist.training.build import build_head, new_network
+from kappaface_dist.training.build import new_network
+from kappaface_dist.training.heads import build_heads
 from tests.commands import ROOT
 
-# The authors' numbers: identities, images.
+# The authors' numbers: identities, images; of each dataset.
 SHAPES = {
-    "ms1mv2": (85_742, 5_822_653),
-    "ms1mv3": (93_431, 5_179_510),
-    "glint360k": (360_232, 17_091_657),
-    "webface4m": (205_990, 4_235_242),
-    "webface12m": (617_970, 12_720_066),
-    "webface42m": (2_059_906, 42_474_557),
-    "finetune": (10_000, 400_000),
+    "ms1mv2": [(85_742, 5_822_653)],
+    "ms1mv3": [(93_431, 5_179_510)],
+    "glint360k": [(360_232, 17_091_657)],
+    "webface4m": [(205_990, 4_235_242)],
+    "webface12m": [(617_970, 12_720_066)],
+    "webface42m": [(2_059_906, 42_474_557)],
+    "finetune": [(10_000, 400_000)],
+    "union": [(360_232, 17_091_657), (205_990, 4_235_242)],
 }
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*_*.yaml"))
 
@@ -54,19 +59,20 @@ def test_each_dataset_has_its_configurations():
 
 @pytest.mark.parametrize("name", [*CONFIGS, "glint360k"])
 def test_it_fits_and_can_be_built(name):
-    classes, images = SHAPES[name.split("_")[0]]
+    shapes = SHAPES[name.split("_")[0]]
     ranks = num_ranks(name)
     config = load_config(ROOT / f"configs/{name}.yaml")
-    count_C = np.full(classes, images // classes)
+    counts = [np.full(classes, images // classes) for classes, images in shapes]
     gpu = {"finetune_r50": "v100-16", "finetune_cpu": "cpu"}.get(name, "a100-40")
     with pretend_ranks(ranks):
-        size = JobSize(classes, images, ranks)
+        size = size_of_datasets(shapes, ranks)
         if config.backbone.name not in LARGE:
             memory = network_memory(config, ranks) | head_items(config, size, DEVICES[gpu].kind)
             total = sum(memory.values())
             assert total <= USABLE_SHARE * DEVICES[gpu].memory_bytes, f"{total:.3g} B on {gpu}"
-        head = build_head(config, count_C, torch.device("cpu"))
-        assert len(head.classes) == -(-classes // ranks)
+        by_name = dict(zip(datasets(config), counts, strict=True))
+        heads = heads_by_name(build_heads(config, by_name, torch.device("cpu"))).values()
+        assert [len(head.classes) for head in heads] == [-(-n // ranks) for n, _ in shapes]
     # Parameters with shapes and no numbers: which network it is, and what the plan has counted.
     with torch.device("meta"):
         network = new_network(config)

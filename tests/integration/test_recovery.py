@@ -96,7 +96,7 @@ def test_any_number_of_ranks_in_mid_epoch_takes_over_element_by_element(write_co
             seen.append([checksum for batch in batches for checksum in batch])
     config = load_config(path, ["data.batch_size=1"])
     job = build_job(config, torch.device("cpu"))
-    images = job.catalog.num_images
+    images = job.num_images
     assert images > 200
     expected = [
         (

@@ -55,7 +55,7 @@ def named(tensors):
 def diagnose(head):
     """Of a loss that is NaN though images, labels, weights and embeddings are sound."""
     learner = SimpleNamespace(head=head, network=torch.nn.Linear(1, 1), config=None)
-    evidence = Evidence(0, 1, -1, 1, BatchEvidence(-1, 0, -1, B))
+    evidence = Evidence(0, 1, -1, 1, (BatchEvidence(-1, 0, -1, B),))
     return likely_cause(learner, evidence, 0.1)
 
 

@@ -84,7 +84,7 @@ def test_defaults_obey_their_own_rules_and_every_number_has_one():
         ("checkpoint.asynchronous=2", "checkpoint.asynchronous is 2: it must be true or false"),
         ("head.filter_threshold=1", "it must be above 0 and below 1"),
         ("backbone.checkpointing=[5]", "backbone.checkpointing is 5: it must be at least 1"),
-        ("data.train={a: b}", "data.train is a mapping: it must be a text or a list"),
+        ("data.train={a: b}", "data.train.a is b: it must be a section of keys"),
         ("run.accept_changes=[optimizer.lr]", "run.accept_changes names 'optimizer.lr': choose"),
     ],
 )

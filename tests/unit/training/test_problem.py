@@ -39,7 +39,7 @@ def start(tmp_path):
 
     def _start(*overrides):
         config = load_config(path, list(overrides))
-        return describe_problem(config, open_catalog(config.data.train)), config
+        return describe_problem(config, {"": open_catalog(config.data.train)}), config
 
     return _start
 

@@ -1,0 +1,134 @@
+"""The datasets of a run, each with a head of its own.
+
+`data.train` names one dataset, or maps names to several. A run of several has, for each of them,
+the configuration that a run of it alone would have: everything that is about one head takes that,
+and one dataset without a name is the case of one.
+"""
+
+import re
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config, TrainSet
+from kappaface_dist.config.rules import shown
+
+# Of a checkpoint's tensors, behind "head.".
+TAKEN_NAMES = ("weight", "margin", "optimizer", "statistics", "memory")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
+
+
+def datasets(config: Config) -> dict[str, Config]:
+    """For each dataset by its name ("" where there is one without) the configuration of its own.
+
+    Its data.train is a path, data.batch_size the images that it has in a micro-batch of a rank;
+    margin, head.sample_rate, head.init and head.identity_map are its own, where it has them;
+    run.seed is another one for each name, and logit_cache_bytes a share.
+
+    Raises:
+        ValueError: a name, a path or a share is wrong.
+    """
+    train = config.data.train
+    if not isinstance(train, dict):
+        return {"": config}
+    if config.head.init is not None or config.head.identity_map is not None:
+        raise ValueError(
+            "head.init or head.identity_map is set, but data.train names several datasets, with a"
+            f" head each: set data.train.{next(iter(train))}.init instead"
+        )
+    for name, own in train.items():
+        _check_name(name)
+        if not own.path:
+            raise ValueError(
+                f"data.train.{name}.path is not set: give a .rec file or a folder of identities"
+            )
+    counts = _images_of_each(config.data.batch_size, train)
+    return {name: _of_one(config, name, own, counts[name]) for name, own in train.items()}
+
+
+def weights(config: Config) -> list[float]:
+    """What an image of each dataset counts in the loss."""
+    train = config.data.train
+    return [own.weight for own in train.values()] if isinstance(train, dict) else [1.0]
+
+
+def only_dataset(config: Config, who: str) -> None:
+    """Raise ValueError for several datasets, where somebody knows one alone."""
+    train = config.data.train
+    if isinstance(train, dict):
+        raise ValueError(
+            f"{who} takes one dataset, and data.train names {', '.join(train)}: set data.train to a"
+            " path, whose head then stands for all"
+        )
+
+
+def called(name: str) -> str:
+    """How messages call the section of a dataset."""
+    return f"data.train.{name}" if name else "data.train"
+
+
+def _of_one(config: Config, name: str, own: TrainSet, num_images: int) -> Config:
+    head, share = config.head, num_images / config.data.batch_size
+    return replace(
+        config,
+        # Whoever takes a seed mixes it, so that any other number is as good.
+        run=replace(config.run, seed=config.run.seed + crc32(name.encode())),
+        data=replace(config.data, train=own.path, batch_size=num_images),
+        head=replace(
+            head,
+            sample_rate=head.sample_rate if own.sample_rate is None else own.sample_rate,
+            logit_cache_bytes=int(head.logit_cache_bytes * share),
+            init=own.init,
+            identity_map=own.identity_map,
+        ),
+        margin=_margin(config.margin, own.margin),
+    )
+
+
+def _margin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Another margin keeps of the settings of all datasets those that every margin has."""
+    if own.get("name", base["name"]) != base["name"]:
+        base = {key: value for key, value in base.items() if key in MARGIN_KEYS_OF_ALL}
+    return base | own
+
+
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"data.train has a dataset named {shown(name)}: names are a letter, then letters,"
+            " digits and _, 60 at most"
+        )
+    if name in TAKEN_NAMES:
+        raise ValueError(
+            f"data.train has a dataset named {name}, as a tensor of every head is named in"
+            " checkpoints: choose another name"
+        )
+
+
+def _images_of_each(batch_size: int, train: dict[str, TrainSet]) -> dict[str, int]:
+    """Whole images of each, the largest parts of an image rounded up until they are batch_size."""
+    shares = {}
+    for name, own in train.items():
+        if own.share is None:
+            raise ValueError(
+                f"data.train.{name}.share is not set: say which part of a batch its images are"
+            )
+        shares[name] = own.share
+    if abs(sum(shares.values()) - 1.0) > 1e-6:
+        listed = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ValueError(
+            f"the shares of data.train add up to {sum(shares.values()):g} ({listed}), expected 1:"
+            " correct them"
+        )
+    exact = {name: share * batch_size for name, share in shares.items()}
+    counts = {name: int(value) for name, value in exact.items()}
+    by_rest = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_rest[: batch_size - sum(counts.values())]:
+        counts[name] += 1
+    for name, count in counts.items():
+        if count == 0:
+            raise ValueError(
+                f"data.train.{name}.share is {shares[name]:g} of data.batch_size {batch_size},"
+                " which is no image a step: raise one of them"
+            )
+    return counts

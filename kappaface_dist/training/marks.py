@@ -1,0 +1,34 @@
+"""What the head is told of the images of a step: to which epoch each belongs, and its number."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from kappaface_dist.data.loading.loader import Batch
+from kappaface_dist.head.softmax.gathered import Counts, join_images, split_images
+
+
+def epochs_later(
+    batches: Sequence[Batch], epochs: Iterable[int], counts: Counts = None
+) -> torch.Tensor | None:
+    """How many epochs later than this one the images of micro-batches belong, one after another, as
+    the head takes it; None where they do not say.
+
+    Args:
+        epochs: in which the step begins, of each dataset.
+        counts: images of each in a micro-batch.
+    """
+    parts = [batch.epoch_B for batch in batches if batch.epoch_B is not None]
+    if len(parts) < len(batches):
+        return None
+    epoch_B = torch.cat(parts)
+    own = zip(split_images(epoch_B, counts), epochs, strict=True)
+    later_B = join_images([part_B - epoch for part_B, epoch in own], counts)
+    # Further ones, in a step over more than 127 epochs, have been seen often enough.
+    return torch.where((epoch_B >= 0) & (later_B <= 127), later_B, -1).to(torch.int8)
+
+
+def slots(batches: Sequence[Batch]) -> torch.Tensor | None:
+    """The numbers of micro-batches' images in their classes, as the head takes them, or None."""
+    parts = [batch.slot_B for batch in batches if batch.slot_B is not None]
+    return torch.cat(parts) if len(parts) == len(batches) else None
