@@ -1,5 +1,6 @@
 """The heads of a run from its configuration: one of each dataset."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +11,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.head import Heads, PartialFC, build_margin
 from kappaface_dist.training.optim import build_row_optimizer
 
+logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,7 +28,10 @@ def build_heads(
     heads = {name: build_head(own, counts[name], device) for name, own in owns.items()}
     if "" in heads:
         return heads[""]
-    return Heads(heads, [own.data.batch_size for own in owns.values()], weights(config))
+    images = {name: own.data.batch_size for name, own in owns.items()}
+    listed = ", ".join(f"{name} {number}" for name, number in images.items())
+    logger.info("images of a batch of %d by dataset: %s", config.data.batch_size, listed)
+    return Heads(heads, list(images.values()), weights(config))
 
 
 def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> PartialFC:

@@ -148,6 +148,7 @@ def test_the_log_has_the_numbers_of_each_dataset(config_of_two, tmp_path, caplog
     text = [record.message for record in caplog.records if "left 0:" in record.message][-1]
     assert f"faces loss {last['loss/faces']:.3f} rank-1 {last['rank_1/faces']:.1%}" in text
     assert "noise loss" in text
+    assert "images of a batch of 12 by dataset: faces 9, noise 3" in caplog.text
 
 
 def last_images(tmp_path):
@@ -219,3 +220,25 @@ def test_a_head_begins_with_an_earlier_run_s(config_of_two, faces, tmp_path):
     third.append(f"data.train.more.init={tmp_path}/run/checkpoints/step_00000010")
     with pytest.raises(ValueError, match="has heads of faces, noise: name the dataset as one"):
         Trainer(build_job(load_config(path, [*third, fresh]), CPU))
+
+
+def test_cached_embeddings_are_the_same_step(config_of_two, tmp_path):
+    """The head sees all micro-batches at once, each with the images of both datasets in it."""
+    path = config_of_two(run={"steps": 3}, optimizer={"lr": 0.02, "accumulate": 2})
+    (lines, state), (cached, cached_state) = (
+        fit(path, f"run.folder={tmp_path}/{word}", f"optimizer.cache_embeddings={word}")
+        for word in ("false", "true")
+    )
+    for name in ("loss", "loss/faces", "loss/noise", "rank_1/noise"):
+        assert cached[3][name] == pytest.approx(lines[3][name], rel=1e-4)
+    for name, value in state.items():
+        np.testing.assert_allclose(cached_state[name], value, rtol=1e-2, atol=1e-4, err_msg=name)
+
+
+def test_a_loss_that_is_not_finite_names_its_dataset(config_of_two, tmp_path):
+    config = load_config(config_of_two())
+    config.folder.mkdir(parents=True)
+    trainer = Trainer(build_job(config, CPU))
+    heads_by_name(trainer.job.head)["noise"].weight_KD[3] = torch.nan
+    with pytest.raises(ValueError, match=r"data\.train\.noise: the class centres of rank 0 is not"):
+        trainer.fit()
