@@ -27,8 +27,14 @@ RANKS_PER_NODE = 8
 # Bytes of memory traffic for each logit: of the first pass, of one that is kept, of the second pass
 # where it is not. Fused kernels: fp32 written by the product, read, Q written in bf16, read by the
 # next product. Plain: fp32 written; scaled, exponentiated, scaled again in place; summed; read.
+# Tiles: none.
 # A CPU's chunk stays in a core's cache, but for what is kept in bf16 and read again.
-LOGIT_BYTES = {"fused": (12, 2, 12), "plain": (36, 8, 36), "cpu": (0, 4, 0)}
+LOGIT_BYTES = {
+    "fused": (12, 2, 12),
+    "tiles": (0, 0, 0),
+    "plain": (36, 8, 36),
+    "cpu": (0, 4, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ def head_work(config: Config, num_images: int, rows: int, device_kind: str) -> t
     kind = "cpu"
     if device_kind != "cpu":
         kind = "fused" if config.head.fused and config.head.dtype == "bf16" else "plain"
+        kind = "tiles" if config.head.fused == "tiles" else kind
     logits = logit_traffic(num_images, rows, cache_bytes, kind)
     return head_flops(num_images, rows, size, cache_bytes), head_traffic(rows, size) + logits
 
