@@ -33,8 +33,8 @@ def check_head(machine: Machine, kind: str) -> Found:
         return "left out: they take a GPU and Triton", {}
     off: dict[str, dict[str, float]] = {}
     for name in MARGINS:
-        expected = _step(name, CPU, dtype=torch.float64)
-        found = _step(name, machine.device, **settings)
+        expected = head_step(name, CPU, dtype=torch.float64)
+        found = head_step(name, machine.device, **settings)
         off[name] = {
             what: float((found[what].double() - value).norm() / value.norm())
             for what, value in expected.items()
@@ -50,7 +50,7 @@ def check_head(machine: Machine, kind: str) -> Found:
     return f"{len(MARGINS)} margins agree with float64, {worst:.1e} off at most", {"off": off}
 
 
-def _step(
+def head_step(
     name: str, device: torch.device, *, dtype: torch.dtype, fused: bool = False
 ) -> dict[str, torch.Tensor]:
     """What one step gives and changes, on the CPU."""
