@@ -110,7 +110,7 @@ def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
 
 def without_kernels(config: Config) -> Config:
     """The same for a CPU, where no kernel runs, and one that is asked for is refused."""
-    return dataclasses.replace(config, head=dataclasses.replace(config.head, fused=False))
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, fused="off"))
 
 
 def head_state_bytes(head: PartialFC) -> dict[str, int]:

@@ -36,13 +36,14 @@ SMALL = TileSizes(images=32, rows=32, stages=1, split_warps=False)
 SIZES = {
     "sums": {
         80: TileSizes(images=32, rows=64, stages=1, split_warps=False),
+        # On an H100 rows=128 with one stage takes 0.88 of this, but spills with the filter on.
         90: HOPPER,
         100: HOPPER,
         103: HOPPER,
     },
     "update": {
         80: TileSizes(images=64, rows=32, stages=1, split_warps=False),
-        90: HOPPER,
+        90: HOPPER,  # the fastest of eight on an H100
         100: TileSizes(stages=1, split_warps=False),
         103: TileSizes(stages=1, split_warps=False),
     },

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kappaface_dist.head import ArcFace, PartialFC, SGDRows
+from kappaface_dist.head import AdamWRows, ArcFace, CurricularFace, PartialFC, SGDRows
+from kappaface_dist.head.softmax import settings as head_settings
 from kappaface_dist.head.softmax.tile_sizes import SIZES
 from tests.machine_code import resources
 
@@ -126,7 +127,7 @@ def run_interpreted(count):
 
 
 def test_the_tiles_compute_what_the_plain_passes_do():
-    run_interpreted(16)
+    run_interpreted(10)
 
 
 @pytest.mark.long
@@ -158,13 +159,17 @@ MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 MOST_SPILT = {"sums": 64, "update": 160}
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
-    ("name", "settings"),
+    ("name", "settings", "capability"),
     [
-        ("sums", {}),
-        ("update", {"SPLIT": True, "MOMENTUM": True}),
-        ("update", {"ROUNDED": True, "MOMENTUM": False}),
+        # A compilation takes up to ten seconds.
+        pytest.param(name, settings, capability, marks=marks)
+        for name, settings in [
+            ("sums", {}),
+            ("update", {"SPLIT": True, "MOMENTUM": True}),
+            ("update", {"ROUNDED": True, "MOMENTUM": False}),
+        ]
+        for capability, marks in ((80, pytest.mark.long), (90, ()), (100, pytest.mark.long))
     ],
 )
 def test_the_tiles_compile_for_gpus_that_are_not_here(
@@ -188,14 +193,37 @@ def test_the_tiles_compile_for_gpus_that_are_not_here(
     assert used["SHARED"] <= MOST_SHARED[capability], used
 
 
-def test_what_the_tiles_cannot_do_is_refused_in_a_sentence():
-    for settings, message in (
-        ({"dtype": torch.float32}, "head.dtype is torch.float32: set it to bf16, or head.fused"),
-        ({}, "there is no GPU with Triton here"),
+@pytest.mark.parametrize(
+    ("settings", "size", "words"),
+    [
+        (
+            {},
+            600,
+            "embeddings have 600 numbers, and these kernels hold 512: set backbone.embedding_size to less",
+        ),
+        ({"split_centres": False}, 8, "whole fp32 numbers: set split_centres to true"),
+        ({"logit_cache_bytes": 5}, 8, "head.logit_cache_bytes is 5.*: set it to 0"),
+        ({"skip_mass": 0.01}, 8, "head.skip_mass is 0.01.*: set it to 0"),
+        ({"margin": CurricularFace(scale=16.0)}, 8, "set margin.name to another"),
+        ({"margin": ArcFace(scale=100.0)}, 8, "margin.scale is 100.0.*: set it to 72 or less"),
+        ({"optimizer": AdamWRows()}, 8, "not that of sgd: set optimizer.name to sgd"),
+    ],
+)
+def test_what_the_tiles_cannot_do_is_refused_in_a_sentence(settings, size, words, monkeypatch):
+    monkeypatch.setattr(head_settings, "triton_kernels", lambda _: object())
+    settings = {"margin": ArcFace(), "split_centres": True, **settings}
+    with pytest.raises(
+        ValueError, match=f"head.fused is tiles, but .*{words}, or head.fused to auto"
     ):
-        settings = {"dtype": torch.bfloat16, **settings}
-        with pytest.raises(ValueError, match=message):
-            PartialFC(10, 8, ArcFace(), fused="tiles", **settings)
+        PartialFC(10, size, fused="tiles", dtype=torch.bfloat16, **settings)
+
+
+def test_tiles_take_a_gpu_and_bf16():
+    with pytest.raises(ValueError, match=r"head.dtype is torch.float32: set it to bf16, or head"):
+        PartialFC(10, 8, ArcFace(), fused="tiles")
+    if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="there is no GPU with Triton here"):
+            PartialFC(10, 8, ArcFace(), fused="tiles", dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="fused is 'some'"):
         PartialFC(10, 8, ArcFace(), fused="some")
 
