@@ -9,7 +9,8 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ from kappaface_dist.training.build import build_job
 from kappaface_dist.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-# Of a loss in the first steps, relative. Convolutions on a GPU multiply in TF32, 10 bits, and a
-# difference grows from step to step.
-LOSS_TOLERANCE = 0.03
+# Of a loss, relative. Training is chaotic: a difference in the last bit is one of 15 % after 40
+# steps of such a network (H100). So the CPU's losses are met by the first ones, and by the mean of
+# the last ones; those of the same GPU, asked to repeat itself, by each.
+FIRST, FIRST_TOLERANCE = 8, 0.01
+LAST_TOLERANCE = 0.1
+REPEAT_TOLERANCE = 1e-6
 # Two decoders may round colours apart; more of one in 255 on average is another filter or order.
 PIXEL_TOLERANCE = 2 / 127.5
 KILL_SECONDS = 180.0
@@ -125,20 +129,41 @@ def check_training(machine: Machine) -> Found:
         np.array(train(machine.config(name, steps=machine.num_steps), device))
         for name, device in (("on_the_cpu", CPU), ("on_the_device", machine.device))
     )
-    off = float((np.abs(found - expected) / expected).max())
-    assert off < LOSS_TOLERANCE, (
-        f"the losses are {np.round(found, 3).tolist()}, those of the CPU"
-        f" {np.round(expected, 3).tolist()}: {off:.1%} apart, allowed are {LOSS_TOLERANCE:.0%}"
+    first = float((np.abs(found - expected) / expected)[:FIRST].max())
+    last = abs(float(found[-FIRST:].mean() / expected[-FIRST:].mean()) - 1.0)
+    figures = {"losses": found.tolist(), "cpu_losses": expected.tolist()}
+    figures |= {"first_off": first, "last_off": last}
+    words = (
+        f"losses from {found[0]:.3f} to {found[-1]:.3f}, off the CPU's by {first:.2g} at most in"
+        f" the first {FIRST} steps, by {last:.2g} in the mean of the last"
     )
-    assert found[-1] < found[0], f"the loss does not fall: {found[0]:.3f} to {found[-1]:.3f}"
-    words = f"{len(found)} losses from {found[0]:.3f} to {found[-1]:.3f}, {off:.2%} off the CPU's"
-    return words, {"losses": found.tolist(), "off": off}
+    if not (first < FIRST_TOLERANCE and last < LAST_TOLERANCE):
+        raise Failed(f"{words}; allowed are {FIRST_TOLERANCE:g} and {LAST_TOLERANCE:g}", figures)
+    if not found[-FIRST:].mean() < found[:FIRST].mean():
+        raise Failed(f"the loss does not fall: {words}", figures)
+    return words, figures
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """A GPU computes the same twice, and convolutions in fp32, not in the 10 bits of TF32."""
+    before = torch.are_deterministic_algorithms_enabled()
+    # What has no such way says so in a warning, and the verdict tells whether it mattered.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def train(config: Config, device: torch.device) -> list[float]:
-    """Train from where its folder is; the loss of each step."""
-    job = build_job(config, device)
-    assert Trainer(job).fit(), "the training was stopped by a signal"
+    """Train, repeatably, from where its folder is; the loss of each step."""
+    with repeatable():
+        job = build_job(config, device)
+        assert Trainer(job).fit(), "the training was stopped by a signal"
     lines = (config.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     by_step = {n["step"]: n["loss"] for n in map(json.loads, lines) if "loss" in n}
     return [by_step[step] for step in sorted(by_step)]
@@ -163,7 +188,8 @@ def check_resuming(machine: Machine) -> Found:
         child.join()
     again = train(config, machine.device)
     off = float(np.max(np.abs(np.array(again) - whole) / np.array(whole)))
-    assert off < LOSS_TOLERANCE, f"the losses after a kill are {off:.1%} off those without"
+    if not off <= REPEAT_TOLERANCE:
+        raise Failed(f"the losses after a kill are {off:.2g} off those without", {"off": off})
     return f"killed at a checkpoint and gone on: losses {off:.1e} off", {"off": off}
 
 
@@ -171,17 +197,17 @@ def train_slowly(config: Config, device: torch.device) -> None:
     """`train`, with enough time after each checkpoint to be killed."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # a new process begins on the first
-    job = build_job(config, device)
-    trainer = Trainer(job)
-    save = trainer.save
+    with repeatable():
+        trainer = Trainer(build_job(config, device))
+        save = trainer.save
 
-    def save_and_wait(*args: Any) -> None:
-        save(*args)
-        trainer.saver.finish()
-        time.sleep(KILL_SECONDS)
+        def save_and_wait(*args: Any) -> None:
+            save(*args)
+            trainer.saver.finish()
+            time.sleep(KILL_SECONDS)
 
-    trainer.save = save_and_wait  # type: ignore[method-assign, assignment]
-    trainer.fit()
+        trainer.save = save_and_wait  # type: ignore[method-assign, assignment]
+        trainer.fit()
 
 
 def check_evaluation_and_export(machine: Machine) -> Found:

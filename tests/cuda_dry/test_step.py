@@ -11,7 +11,7 @@ from kappaface_dist.head.margins.build import MARGINS
 from kappaface_dist.models.teacher import Teacher
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.count_collectives import CountCollectives
-from kappaface_dist.planning.gpu_head import KINDS, head_step
+from kappaface_dist.planning.gpu_head import KINDS, head_step, margins_of
 from kappaface_dist.planning.plan import planned_calls
 from kappaface_dist.planning.pretend_gpu import DEVICE
 from kappaface_dist.training import distillation
@@ -98,7 +98,7 @@ def test_other_embeddings_for_the_statistics(source):
 def test_the_head_of_the_first_check_on_a_gpu(gpu, kind):
     """In chunks of which the last is not whole; all that `gpu_check` compares."""
     settings, _ = KINDS[kind]
-    for name in MARGINS:
+    for name in margins_of(kind):
         found = head_step(name, DEVICE, **settings)
         assert {tensor.device.type for tensor in found.values()} == {"cpu"}
 
