@@ -18,7 +18,7 @@ SETTINGS: dict[str, list[str]] = {
     "fp16": ["precision=fp16"],
     "plain products": ["head.fused=false"],
     "kernels that write logits": ["head.fused=chunks"],
-    "kernels that write none": ["head.fused=tiles"],
+    "kernels that write none": ["head.fused=tiles", "head.logit_cache_bytes=0"],
     "no cache": ["head.logit_cache_bytes=0"],
     "filter": ["head.filter_threshold=0.4"],
     "bf16 momentum": ["head.momentum_dtype=bf16"],

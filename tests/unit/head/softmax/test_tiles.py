@@ -199,7 +199,7 @@ def test_the_tiles_compile_for_gpus_that_are_not_here(
         (
             {},
             600,
-            "embeddings have 600 numbers, and these kernels hold 512: set backbone.embedding_size to less",
+            "embeddings have 600 numbers, .* 512: set backbone.embedding_size to less",
         ),
         ({"split_centres": False}, 8, "whole fp32 numbers: set split_centres to true"),
         ({"logit_cache_bytes": 5}, 8, "head.logit_cache_bytes is 5.*: set it to 0"),
