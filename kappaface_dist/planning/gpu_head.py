@@ -33,12 +33,11 @@ def check_head(machine: Machine, kind: str) -> Found:
     on_gpu = machine.device.type == "cuda"
     if kind in (IN_CHUNKS, IN_TILES) and not (on_gpu and importlib.util.find_spec("triton")):
         return "left out: they take a GPU and Triton", {}
-    # A tile knows no margin that changes the other classes' logits.
-    names = [n for n, m in MARGINS.items() if kind != IN_TILES or m.largest_cosine == 1.0]
+    names = margins_of(kind)
     off: dict[str, dict[str, float]] = {}
     for name in names:
-        expected = _step(name, CPU, dtype=torch.float64)
-        found = _step(name, machine.device, **settings)
+        expected = head_step(name, CPU, dtype=torch.float64)
+        found = head_step(name, machine.device, **settings)
         off[name] = {
             what: float((found[what].double() - value).norm() / value.norm())
             for what, value in expected.items()
@@ -54,7 +53,12 @@ def check_head(machine: Machine, kind: str) -> Found:
     return f"{len(names)} margins agree with float64, {worst:.1e} off at most", {"off": off}
 
 
-def _step(
+def margins_of(kind: str) -> list[str]:
+    """A tile knows no margin that changes the other classes' logits."""
+    return [n for n, m in MARGINS.items() if kind != IN_TILES or m.largest_cosine == 1.0]
+
+
+def head_step(
     name: str, device: torch.device, *, dtype: torch.dtype, fused: str = "off"
 ) -> dict[str, torch.Tensor]:
     """What one step gives and changes, on the CPU."""

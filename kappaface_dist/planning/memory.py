@@ -59,7 +59,8 @@ def step_images(config: Config, size: JobSize) -> int:
 
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
-    items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    items = backbone_items(config, size.num_ranks, device_type)
+    items |= head_items(config, size, device_type)
     if config.margin.get("source") == "encoder":
         items["momentum_encoder"] = items["backbone_parameters"]
     return items | teacher_items(config)

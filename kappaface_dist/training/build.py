@@ -114,9 +114,14 @@ def peak_lr(config: Config) -> float:
 
 
 def new_optimizer(
-    config: Config, network: nn.Module, implementation: str | None = None
+    config: Config,
+    network: nn.Module,
+    implementation: str | None = None,
+    foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """The backbone's optimizer; implementation stands in place of the configuration's."""
+    """The backbone's optimizer; implementation stands in place of the configuration's, foreach in
+    place of what suits the device.
+    """
     section = config.optimizer
     return build_optimizer(
         section.name,
@@ -125,6 +130,7 @@ def new_optimizer(
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         implementation=implementation or section.implementation,
+        foreach=foreach,
     )
 
 
