@@ -1,9 +1,12 @@
-"""No line that only a GPU runs goes unlooked at: each is run by tests/cuda_dry, or excused."""
+"""No line that only a GPU runs, no setting that changes a step goes unlooked at: each is run by
+tests/cuda_dry, or excused.
+"""
 
 from unittest import mock
 
 import pytest
 
+from tests.cuda_dry import settings
 from tests.cuda_dry.lines import EXCUSED, RUN, is_excused, is_listed_as_run, marked_lines
 
 KNOWN = """
@@ -55,3 +58,24 @@ def test_a_new_line_is_found(tmp_path, folder):
     found = marked_lines(tmp_path)
     assert [line.number for line in found] == [3, 4, 5, 6, 7, 8, 9, 11]
     assert not any(is_known(line) for line in found if folder != "tools")
+
+
+def test_every_setting_is_run_or_excused(monkeypatch):
+    assert not settings.missing(), "run them in tests/cuda_dry/settings.py, or excuse them there"
+    # A new choice of a key, a new key, and one that is not run any more.
+    new = {"head.dtype": ("fp32", "bf16", "fp8"), "head.layout": ("rows", "columns")}
+    monkeypatch.setattr(settings, "choices", lambda: {key: set(new[key]) for key in new})
+    run = {"head.dtype": {"bf16"}, "head.layout": set()}
+    monkeypatch.setattr(settings, "values_run", lambda: run)
+    assert settings.missing() == [
+        *("head.dtype=fp32", "head.dtype=fp8"),
+        *("head.layout=columns", "head.layout=rows"),
+    ]
+
+
+def test_no_setting_is_excused_that_is_run():
+    known, run = settings.choices(), settings.values_run()
+    for entry in settings.EXCUSED:
+        key, _, value = entry.partition("=")
+        assert key in known or key == "backbone.name"
+        assert value not in {str(other) for other in run.get(key, ())} or not value

@@ -35,7 +35,8 @@ from kappaface_dist.planning.step_benchmark import (
     variants,
 )
 from kappaface_dist.planning.step_time import DEVICES
-from kappaface_dist.training.build import DTYPES, new_loader
+from kappaface_dist.training.build import DTYPES
+from kappaface_dist.training.loaders import new_loader
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ from kappaface_dist import commands, options
 from kappaface_dist.planning.gpu_check import CHECKS, Machine
 from kappaface_dist.planning.gpu_head import HEADS
 from kappaface_dist.planning.gpu_ranks import RANKS
-from kappaface_dist.planning.gpu_speed import SPEEDS
+from kappaface_dist.planning.gpu_speed import HEAD_SPEEDS, SPEEDS
 
 WORDS = 600  # letters of a line; a compiler's complaint is longer
 
@@ -62,7 +62,7 @@ def chosen_device(name: str) -> torch.device:
 def judge(machine: Machine, tell: Callable[[dict[str, Any]], None]) -> dict[str, dict[str, Any]]:
     """Every check's verdict, printed as it comes; tell is called with those so far after each."""
     verdicts: dict[str, dict[str, Any]] = {}
-    for name, check in {**HEADS, **CHECKS, **RANKS, **SPEEDS}.items():
+    for name, check in {**HEADS, **HEAD_SPEEDS, **CHECKS, **RANKS, **SPEEDS}.items():
         started = time.perf_counter()
         try:
             words, figures = check(machine)

@@ -92,7 +92,8 @@ def print_report(report: dict[str, Any]) -> None:
             f"{name:24}{words}{device / 1e6:>14.3f}{ratio}  {device / state:.2%} of the classes'"
             f" state; on the host {host / 1e6:.3f} MB"
         )
-    same = report["collectives"] == report["planned_collectives"]
+    # SyncBatchNorm's come between the others, where a plan has them first.
+    same = sorted(report["collectives"]) == sorted(report["planned_collectives"])
     print(f"{len(report['collectives'])} collectives a step, {'as' if same else 'NOT as'} planned")
     if "seconds" in report:
         print(f"{report['seconds']:.2f} s for the last step")

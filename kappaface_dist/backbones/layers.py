@@ -64,8 +64,10 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
+    for norm, _, count in kept:
         norm.momentum, norm.num_batches_tracked = 0.0, None
+        if isinstance(norm, nn.SyncBatchNorm) and count is not None:
+            norm.num_batches_tracked = count.clone()  # it insists on one: this is thrown away
     try:
         yield
     finally:

@@ -68,11 +68,12 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: 
     checkpoint.say_conversions(folder, state)
     num_old = stored[f"{prefix}weight"][0]
     old_class_C = parallel.agree(lambda: _old_classes(identity_map, num_old, head.num_classes))
-    old_class_K = torch.from_numpy(old_class_C[head.classes.start : head.classes.stop])
+    old_class_K = old_class_C[head.classes.start : head.classes.stop]
 
     def take_rows() -> None:
         index = read_metadata(folder)
-        old_K, row_K = old_class_K.sort()
+        row_K = np.argsort(old_class_K, kind="stable")
+        old_K = old_class_K[row_K]
         for name, tensor in state.items():
             _take_rows(folder, index, name, tensor, old_K, row_K)
 
@@ -125,8 +126,8 @@ def _take_rows(
     index: Metadata,
     name: str,
     tensor_KX: torch.Tensor,
-    old_K: torch.Tensor,
-    row_K: torch.Tensor,
+    old_K: np.ndarray,
+    row_K: np.ndarray,
 ) -> None:
     """Each rank reads the rows of its own classes, some at a time, from whichever file has them.
 
@@ -137,10 +138,9 @@ def _take_rows(
     step = max(TAKEN_ROWS, int(len(old_K) * TAKEN_SHARE))
     for chunk, piece_LX in stored_pieces(folder, index, name):
         start = chunk.offsets[0]
-        first, last = torch.searchsorted(
-            old_K, torch.tensor([start, start + len(piece_LX)])
-        ).tolist()
+        first, last = np.searchsorted(old_K, [start, start + len(piece_LX)])
         for low in range(first, last, step):
             here = slice(low, min(low + step, last))
-            rows = piece_LX[old_K[here] - start].to(tensor_KX.device, tensor_KX.dtype)
-            tensor_KX[row_K[here].to(tensor_KX.device)] = rows
+            rows = piece_LX[torch.from_numpy(old_K[here] - start)]
+            place = torch.from_numpy(row_K[here]).to(tensor_KX.device)
+            tensor_KX[place] = rows.to(tensor_KX.device, tensor_KX.dtype)

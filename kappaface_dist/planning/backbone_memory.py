@@ -3,12 +3,13 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kappaface_dist.backbones.layers import BATCH_NORMS
 from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.training.build import DTYPES, new_network, new_optimizer
 
 
-def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
+def backbone_items(config: Config, num_ranks: int, device_type: str = "cpu") -> dict[str, int]:
     """Parameters and running statistics, gradients, optimizer, images, activations, workspaces."""
     with FakeTensorMode():
         network = new_network(config)
@@ -16,7 +17,9 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
         trained = [p for p in network.parameters() if p.requires_grad]
         section = config.optimizer
         # apex's holds the same, and need not be here.
-        optimizer = new_optimizer(config, network, implementation="torch")
+        optimizer = new_optimizer(
+            config, network, implementation="torch", foreach=device_type == "cuda"
+        )
         side = config.data.image_size
         image_B3HW = torch.empty(config.data.batch_size, 3, side, side)
         activations, workspace = _forward_backward(config, network, image_B3HW)
@@ -46,6 +49,24 @@ def backbone_items(config: Config, num_ranks: int) -> dict[str, int]:
             "backward_workspace": workspace,
             "optimizer_workspace": meter.peak_bytes,
         }
+
+
+def normalised_channels(config: Config) -> tuple[list[int], list[int]]:
+    """Channels of each BatchNorm that a batch meets in the forward pass, and of those that are
+    computed once more in the backward pass.
+    """
+    met: list[int] = []
+    with FakeTensorMode():
+        network = new_network(config)
+        for module in network.modules():
+            if isinstance(module, BATCH_NORMS):
+                # Before: a recomputation ends within the last layer of which it needs something.
+                module.register_forward_pre_hook(lambda norm, _: met.append(norm.num_features))
+        side = config.data.image_size
+        embedding_BD = network(torch.empty(2, 3, side, side))
+        forward = met.copy()
+        embedding_BD.backward(torch.ones_like(embedding_BD))
+    return forward, met[len(forward) :]
 
 
 def _forward_backward(

@@ -3,6 +3,7 @@
 Shapes: B images of a micro-batch on this rank, G on all N ranks, D embedding size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kappaface_dist.config.datasets import datasets
@@ -25,13 +26,21 @@ class PlannedCall:
     num_bytes: int
 
 
-def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -> list[PlannedCall]:
-    """All collectives of a rank in a step; one rank has none.
+def plan_collectives(
+    config: Config,
+    num_ranks: int,
+    trained_sizes: list[int],
+    normalised: tuple[Sequence[int], Sequence[int]] = ((), ()),
+) -> list[PlannedCall]:
+    """All collectives of a rank in a step; one rank has none. In order, but for SyncBatchNorm's,
+    which are first here and between the others in a step.
 
     Besides these the trainer sums four bytes per step on the CPU, to agree on when to stop.
 
     Args:
         trained_sizes: numbers in each trained parameter of the backbone, in its order.
+        normalised: channels of each SyncBatchNorm that a micro-batch meets in its forward pass, and
+            of those that are computed once more in the backward pass.
     """
     if num_ranks == 1:
         return []
@@ -47,7 +56,23 @@ def plan_collectives(config: Config, num_ranks: int, trained_sizes: list[int]) -
         labels = config.data.batch_size * accumulate * 8
         announced.append(PlannedCall("label_all_gather", "all_gather", labels))
     passes = head_calls(config, num_ranks) * (1 if cached else accumulate)
-    return announced + passes + gradients + encoder_calls(config)
+    synced = synced_calls(config, *normalised)
+    return synced + announced + passes + gradients + encoder_calls(config)
+
+
+def synced_calls(
+    config: Config, forward: Sequence[int], recomputed: Sequence[int]
+) -> list[PlannedCall]:
+    """SyncBatchNorm's: of each layer mean, deviation and count, later the sums of two gradients."""
+    again = forward if config.optimizer.cache_embeddings else ()
+    calls = [
+        PlannedCall("batchnorm_all_gather", "all_gather", 4 * (2 * channels + 1))
+        for channels in (*forward, *again, *recomputed)
+    ]
+    calls += [
+        PlannedCall("batchnorm_all_reduce", "all_reduce", 4 * 2 * channels) for channels in forward
+    ]
+    return calls * config.optimizer.accumulate
 
 
 def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:

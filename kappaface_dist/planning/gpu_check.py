@@ -32,9 +32,9 @@ from kappaface_dist.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 # Of a loss, relative. Training is chaotic: a difference in the last bit is one of 15 % after 40
-# steps of such a network (H100). So the CPU's losses are met by the first ones, and by the mean of
-# the last ones; those of the same GPU, asked to repeat itself, by each.
-FIRST, FIRST_TOLERANCE = 8, 0.01
+# steps of such a network (H100). So the CPU's losses are met by the first ones (0.85 % there), and
+# by the mean of the last ones; those of the same GPU, asked to repeat itself, by each.
+FIRST, FIRST_TOLERANCE = 8, 0.03
 LAST_TOLERANCE = 0.1
 REPEAT_TOLERANCE = 1e-6
 # Two decoders may round colours apart; more of one in 255 on average is another filter or order.

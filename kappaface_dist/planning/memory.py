@@ -42,7 +42,8 @@ def step_images(config: Config, size: JobSize) -> int:
 
 def memory_items(config: Config, size: JobSize, device_type: str = "cpu") -> dict[str, int]:
     """Every item in bytes; they are added up as if all were there at once."""
-    items = backbone_items(config, size.num_ranks) | head_items(config, size, device_type)
+    items = backbone_items(config, size.num_ranks, device_type)
+    items |= head_items(config, size, device_type)
     if any(own.margin.get("source") == "encoder" for own in datasets(config).values()):
         items["momentum_encoder"] = items["backbone_parameters"]
     return items | teacher_items(config)
@@ -102,10 +103,16 @@ def state_per_class(config: Config, size: JobSize) -> dict[str, float]:
 
 def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
     """Bytes of state for each class of a shard: centres, their optimizer, statistics."""
+    plain = without_kernels(config)
     few, more = (
-        head_state_bytes(made_up_head(config, count * num_ranks, CPU)) for count in (64, 192)
+        head_state_bytes(made_up_head(plain, count * num_ranks, CPU)) for count in (64, 192)
     )
     return {name: (more[name] - few[name]) / 128 for name in few}
+
+
+def without_kernels(config: Config) -> Config:
+    """The same for a CPU, where no kernel runs, and one that is asked for is refused."""
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, fused="off"))
 
 
 def head_state_bytes(head: PartialFC) -> dict[str, int]:
@@ -189,6 +196,7 @@ def _head_peak(
         backbone=dataclasses.replace(config.backbone, embedding_size=embedding_size // factor),
         head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=cache),
     )
+    small = without_kernels(small) if device == CPU else small
     head = made_up_head(small, shard * size.num_ranks, device)
     head.take_chunks_of(chunk)
     shape = num_images // size.num_ranks // factor, embedding_size // factor

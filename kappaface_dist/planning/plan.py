@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.backbones.counting import Cost, count_cost
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.backbone_memory import normalised_channels
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.collectives import PlannedCall, plan_collectives
 from kappaface_dist.planning.host_memory import HostMemory, host_memory
@@ -115,7 +116,8 @@ def planned_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
     """The collectives of a step, for the parameters of the configuration's backbone."""
     with FakeTensorMode():
         trained = [p.numel() for p in new_network(config).parameters() if p.requires_grad]
-    return plan_collectives(config, num_ranks, trained)
+    synced = normalised_channels(config) if config.backbone.sync_batchnorm else ((), ())
+    return plan_collectives(config, num_ranks, trained, synced)
 
 
 def usable_bytes(device: Device) -> int:

@@ -11,7 +11,6 @@ from torch.torch_version import TorchVersion
 from kappaface_dist.backbones import build_backbone
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.loading.loader import build_loader, threads_per_rank
 from kappaface_dist.data.loading.together import Streams, Together
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.evaluation.sets.pair_file import PairFile, read_pairs
@@ -26,6 +25,7 @@ from kappaface_dist.training.distillation import Distiller, build_distiller
 from kappaface_dist.training.encoder import momentum_encoder
 from kappaface_dist.training.fit import check_batch, open_data
 from kappaface_dist.training.heads import DTYPES, build_heads
+from kappaface_dist.training.loaders import new_loader
 from kappaface_dist.training.optim import build_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
@@ -144,9 +144,14 @@ def peak_lr(config: Config) -> float:
 
 
 def new_optimizer(
-    config: Config, network: nn.Module, implementation: str | None = None
+    config: Config,
+    network: nn.Module,
+    implementation: str | None = None,
+    foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """The backbone's optimizer; implementation stands in place of the configuration's."""
+    """The backbone's optimizer; implementation stands in place of the configuration's, foreach in
+    place of what suits the device.
+    """
     section = config.optimizer
     return build_optimizer(
         section.name,
@@ -155,31 +160,8 @@ def new_optimizer(
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         implementation=implementation or section.implementation,
+        foreach=foreach,
     )
-
-
-def new_loader(config: Config, catalogs: Mapping[str, Catalog], device: torch.device) -> Together:
-    """The loader of this rank; those of several datasets share its threads as they do a batch."""
-    owns = datasets(config)
-    threads = config.data.num_threads
-    loaders = {}
-    for name, own in owns.items():
-        if len(owns) > 1:
-            share = own.data.batch_size / config.data.batch_size
-            threads = max(1, round((config.data.num_threads or threads_per_rank()) * share))
-        loaders[name] = build_loader(
-            catalogs[name],
-            loader=config.data.loader,
-            batch_size=own.data.batch_size,
-            image_size=config.data.image_size,
-            augment=config.data.augment,
-            num_threads=threads,
-            block_shuffle=config.data.block_shuffle,
-            seed=own.run.seed,
-            device=device,
-            with_slots=own.margin.get("source") == "memory",
-        )
-    return Together(loaders, Streams({name: own.data.batch_size for name, own in owns.items()}))
 
 
 def build_network(config: Config, device: torch.device, *, initial: bool = False) -> nn.Module:

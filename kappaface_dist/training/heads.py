@@ -36,6 +36,8 @@ def build_heads(
 
 def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> PartialFC:
     """The sharded head for classes of count_C images."""
+    if config.head.fused is True:
+        logger.info("head.fused is true, which means auto now; false means off")
     return PartialFC(
         len(count_C),
         config.backbone.embedding_size,

@@ -55,8 +55,14 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     implementation: str = "torch",
+    foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
     """SGD, AdamW or (apex only) LAMB over the backbone's parameters.
+
+    Args:
+        foreach: torch's updates all parameters with a few launches, and takes a copy of their
+            gradients for it; None: where they lie on a GPU. torch itself would choose so, but not
+            for the fake tensors that a plan is made on.
 
     Raises:
         RuntimeError: implementation is "apex", and apex cannot be imported or has no kernels.
@@ -64,9 +70,11 @@ def build_optimizer(
     groups = parameter_groups(backbone, weight_decay)
     if implementation == "apex":
         return _apex_optimizer(name, groups, lr, momentum)
+    if foreach is None:
+        foreach = all(p.is_cuda for group in groups for p in group["params"])
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, foreach=foreach)
+    return torch.optim.AdamW(groups, lr=lr, foreach=foreach)
 
 
 def _apex_optimizer(

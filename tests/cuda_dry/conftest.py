@@ -14,6 +14,7 @@ from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.training.build import build_learner
 from tests.cuda_dry.lines import ROOT, marked_lines
+from tests.cuda_dry.settings import BASE
 
 NUM_CLASSES = 5_000
 # Instead of r100 at 112 pixels, where the network is not what is looked at.
@@ -61,8 +62,7 @@ def note_executed_lines():
 
 
 def configure(*overrides):
-    path = ROOT / "configs" / "glint360k.yaml"
-    return load_config(path, ["data.train=none", *overrides])
+    return load_config(BASE, ["data.train=none", *overrides])
 
 
 @contextmanager

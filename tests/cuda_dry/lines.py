@@ -136,7 +136,25 @@ RUN = {
         "if self._for_gpu:",
         "image_B[i] = pixels_HW3",
     ],
-    "kappaface_dist/training/trainer.py": [],
+    "kappaface_dist/training/optim.py": [
+        'foreach = all(p.is_cuda for group in groups for p in group["params"])',
+    ],
+    "kappaface_dist/training/trainer.py": [
+        'self.guard = LossGuard(job, late=job.device.type != "cpu")',
+    ],
+    "kappaface_dist/training/pace.py": [
+        'self._on_gpu = device.type == "cuda"',
+        "elif self._on_gpu:",
+        "begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))",
+        "begin.record()",
+        "yield",
+        "end.record()",
+        "self._pending.append((begin, end))",
+    ],
+    "kappaface_dist/training/memory_peak.py": [
+        'if device.type == "cuda":',
+        "return torch.cuda.max_memory_allocated(device)",
+    ],
 }
 # Not run there: pattern of the path, of the text, and why.
 EXCUSED = [
@@ -145,10 +163,11 @@ EXCUSED = [
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
     ("kappaface_dist/console.py", "*", "how many ranks torchrun starts: unit tests"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
+    ("kappaface_dist/head/softmax/measured.py", "*", "the name of a GPU that is there"),
+    ("kappaface_dist/head/softmax/tile_sizes.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
-    ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
+    ("kappaface_dist/training/pace.py", "self._pending: *", "an empty list"),
     ("kappaface_dist/training/profiling.py", "*", "torch's profiler of a GPU"),
-    ("kappaface_dist/training/trainer.py", "self.guard = *", "the guard that it makes is run"),
     ("kappaface_dist/training/data_parallel.py", "if device.type *", "refuses a CPU: unit tests"),
     ("kappaface_dist/training/data_parallel.py", "on_cpu = *", "torch.compile, for a real GPU"),
     ("kappaface_dist/planning/*_benchmark.py", "*", "measures a GPU that is there"),
@@ -156,13 +175,13 @@ EXCUSED = [
     ("kappaface_dist/planning/gpu_*.py", "*", "checks a GPU that is there"),
     ("kappaface_dist/planning/rehearsal.py", "*", "asks a real GPU's allocator"),
     ("kappaface_dist/planning/memory.py", "*", "what it counts: cuda_dry/test_operations.py"),
+    ("kappaface_dist/planning/backbone_memory.py", "*", "arithmetic: its unit test"),
     ("kappaface_dist/planning/host_memory.py", "*", "arithmetic: planning/test_host_memory.py"),
     ("kappaface_dist/planning/fitting.py", "*", "asks a GPU that is there for its size"),
     ("kappaface_dist/planning/step_time.py", "*", "arithmetic: integration/test_plan.py"),
     ("kappaface_dist/planning/this_machine.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/planning/doctor.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/console.py", "*", "torch's own count of GPUs"),
-    ("kappaface_dist/training/memory_peak.py", "*", "asks a real GPU's allocator"),
     ("tools/*.py", "*", "the command line of a machine with a GPU"),
 ]
 

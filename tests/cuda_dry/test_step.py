@@ -4,33 +4,29 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
+from kappaface_dist.backbones import build_backbone
 from kappaface_dist.head.margins.build import MARGINS
+from kappaface_dist.models.teacher import Teacher
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.planning.count_collectives import CountCollectives
+from kappaface_dist.planning.gpu_head import KINDS, head_step, margins_of
+from kappaface_dist.planning.plan import planned_calls
+from kappaface_dist.planning.pretend_gpu import DEVICE
+from kappaface_dist.training import distillation
 from kappaface_dist.training.step import train_step
 from tests.cuda_dry.collectives import check_types
 from tests.cuda_dry.conftest import TINY, batches_of, learner_of, on_ranks
+from tests.cuda_dry.settings import SETTINGS
+from tests.cuda_dry.synced import synced_batchnorm
 from tests.cuda_dry.waits import table
 
 THREE = ["_allgather_base_", "allreduce_", "_reduce_scatter_base_"]
-# Where a step may wait, by the case: place in the head's README -> how often a step.
-CASES = {
-    "as it is": ([], {}),
-    "fp32": (["precision=fp32", "head.dtype=fp32"], {}),
-    "fp16": (["precision=fp16"], {"training/step.py train_step": 1}),
-    "plain products": (["head.fused=false"], {}),
-    "no cache": (["head.logit_cache_bytes=0"], {}),
-    "filter": (["head.filter_threshold=0.4"], {}),
-    "bf16 momentum": (["head.momentum_dtype=bf16"], {}),
-    "bf16 centres": (["head.centre_dtype=bf16", "head.momentum_dtype=none"], {}),
-    "bf16 centres, plain": (["head.centre_dtype=bf16", "head.fused=false"], {}),
-    "adamw": (["optimizer.name=adamw"], {}),
-    "sampled": (["head.sample_rate=0.1"], {}),
-    "accumulated": (["optimizer.accumulate=3"], {}),
-    "sampled and accumulated": (["optimizer.accumulate=2", "head.sample_rate=0.1"], {}),
-    "cached embeddings": (["optimizer.accumulate=2", "optimizer.cache_embeddings=true"], {}),
-    "skip_mass": (["head.skip_mass=0.01"], {"head/softmax/negligible.py images": 1}),
-    "gradients in bf16": (["backbone.gradient_dtype=bf16"], {}),
+# Where a step waits, by the setting: place in the head's README -> how often a step.
+WAITS = {
+    "fp16": {"training/step.py _update_backbone": 1},
+    "skip_mass": {"head/softmax/negligible.py images": 1},
 }
 
 
@@ -49,20 +45,23 @@ def run(gpu, learner, num_steps=2, **options):
 
 @pytest.mark.parametrize(
     ("case", "num_ranks"),
-    [*((case, 8) for case in CASES), ("as it is", 1), ("as it is", 512), ("skip_mass", 512)],
+    [*((case, 8) for case in SETTINGS), ("as it is", 1), ("as it is", 512), ("skip_mass", 512)],
 )
 def test_a_step_waits_where_the_readme_says(case, num_ranks):
-    overrides, expected = CASES[case]
+    overrides = SETTINGS[case]
     with on_ranks(num_ranks, num_ranks // 2) as gpu:
         waits = run(gpu, learner_of(*TINY, *overrides))
-    assert waits == expected
+    assert waits == WAITS.get(case, {})
     assert set(waits) <= set(table("a step"))
     # DDP's own, which stand for as many as it has buckets, are not of the head.
     head = [c for c in gpu.collectives if c.place.startswith("head/")]
     times = learner_times(overrides)
     # Micro-batches that sample their classes announce their labels first.
     announced = THREE[:1] * (case == "sampled and accumulated")
-    assert [call.name for call in head] == (announced + THREE * times if num_ranks > 1 else [])
+    expected = announced + THREE * times + THREE[:1] * (case == "an encoder")
+    # A window that ends in the step: what all ranks' statistics have in common.
+    expected += ["allreduce_"] * 3 * (case == "short windows")
+    assert [call.name for call in head] == (expected if num_ranks > 1 else [])
     check_types(gpu.collectives)
 
 
@@ -92,6 +91,56 @@ def test_other_embeddings_for_the_statistics(source):
         learner.head.end_epoch()
     # The encoder's embeddings are gathered once a step.
     assert head == THREE * 2 + THREE[:1] * (source == "encoder")
+    check_types(gpu.collectives)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_of_the_first_check_on_a_gpu(gpu, kind):
+    """In chunks of which the last is not whole; all that `gpu_check` compares."""
+    settings, _ = KINDS[kind]
+    for name in margins_of(kind):
+        found = head_step(name, DEVICE, **settings)
+        assert {tensor.device.type for tensor in found.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "overrides", [["distill.kind=cosine"], ["distill.kind=relation", "distill.margin_loss=false"]]
+)
+def test_a_teacher(monkeypatch, overrides):
+    teacher = Teacher(build_backbone("tiny", embedding_size=128, image_size=32), 128, "", None)
+    monkeypatch.setattr(distillation, "load_teacher", lambda *_: teacher)
+    with on_ranks(8) as gpu:
+        learner = learner_of(*TINY, "distill.model=none", *overrides)
+        assert not run(gpu, learner)
+        gpu.value = 2.0
+        assert learner.distiller.take() == {"distill_loss": 1.0, "distill_left_out": 2.0}
+    check_types(gpu.collectives)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["backbone.checkpointing=true"],
+        ["optimizer.accumulate=2", "optimizer.cache_embeddings=true"],
+    ],
+)
+def test_synced_batchnorm(overrides):
+    """torch's own waits in each layer, since a rank's batch might be empty."""
+    with synced_batchnorm(), on_ranks(8) as gpu:
+        learner = learner_of(*TINY, "backbone.sync_batchnorm=true", *overrides)
+        waits = run(gpu, learner)
+        with CountCollectives() as count:
+            train_step(learner, batches_of(learner), 0.1, 2)
+        planned = planned_calls(learner.config, 8)
+    layers = [m for m in learner.network.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(layers) > 3
+    calls = sorted((call.name, call.num_bytes) for call in planned)
+    assert sorted((call.name, call.num_bytes) for call in count.calls) == calls
+    gathers = sum(call.item == "batchnorm_all_gather" for call in planned)
+    assert gathers >= len(layers)
+    assert sum(waits.values()) == 3 * gathers
+    assert set(waits) <= set(table("a step"))
     check_types(gpu.collectives)
 
 

@@ -36,13 +36,13 @@ LARGE = ("r200", "vit_b")
 KNOWN = {}
 
 
-def network_memory(config, ranks):
+def network_memory(config, ranks, kind):
     """Of a network once, as counting a large one takes seconds."""
     section = config.optimizer
     key = (repr(config.backbone), config.precision, config.data.batch_size, section.accumulate)
-    key += (section.name, section.clip_norm, ranks > 1)
+    key += (section.name, section.clip_norm, ranks > 1, kind)
     if key not in KNOWN:
-        KNOWN[key] = backbone_items(config, ranks)
+        KNOWN[key] = backbone_items(config, ranks, kind)
     return KNOWN[key]
 
 
@@ -67,7 +67,8 @@ def test_it_fits_and_can_be_built(name):
     with pretend_ranks(ranks):
         size = size_of_datasets(shapes, ranks)
         if config.backbone.name not in LARGE:
-            memory = network_memory(config, ranks) | head_items(config, size, DEVICES[gpu].kind)
+            kind = DEVICES[gpu].kind
+            memory = network_memory(config, ranks, kind) | head_items(config, size, kind)
             total = sum(memory.values())
             assert total <= USABLE_SHARE * DEVICES[gpu].memory_bytes, f"{total:.3g} B on {gpu}"
         by_name = dict(zip(datasets(config), counts, strict=True))

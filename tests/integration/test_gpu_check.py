@@ -79,6 +79,7 @@ def only(monkeypatch, checks):
     monkeypatch.setattr(gpu_head, "HEADS", {})
     monkeypatch.setattr(gpu_check, "CHECKS", checks)
     monkeypatch.setattr(gpu_ranks, "RANKS", {})
+    monkeypatch.setattr(gpu_speed, "HEAD_SPEEDS", {})
     monkeypatch.setattr(gpu_speed, "SPEEDS", {})
 
 

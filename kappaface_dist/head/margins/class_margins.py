@@ -61,9 +61,7 @@ class ClassMargins:
             if margin.source == "memory":
                 assert images_per_class is not None
                 first = int(np.asarray(images_per_class[: classes.start]).sum())
-                self.memory = ImageMemory(
-                    torch.from_numpy(count_K), embedding_size, device, first_row=first
-                )
+                self.memory = ImageMemory(count_K, embedding_size, device, first_row=first)
             self.margin_K = self._follow(self.statistics)
         else:
             self.margin_K = torch.full((len(classes),), margin.class_margin, device=device)

@@ -7,6 +7,7 @@ own. Class by class, the images of a class by their number in it. In bf16: 2 D b
 Shapes: G images on all ranks, D embedding size, K classes of this shard, J their images.
 """
 
+import numpy as np
 import torch
 
 NEWEST = 0.9
@@ -26,13 +27,13 @@ class ImageMemory:
 
     def __init__(
         self,
-        count_K: torch.Tensor,
+        count_K: np.ndarray,
         embedding_size: int,
         device: torch.device,
         *,
         first_row: int = 0,
     ):
-        self._count_K = count_K.to(device=device, dtype=torch.int64)
+        self._count_K = torch.from_numpy(count_K).to(device=device, dtype=torch.int64)
         self._first_K = self._count_K.cumsum(0) - self._count_K
         num_images = int(count_K.sum())
         self.rows = range(first_row, first_row + num_images)

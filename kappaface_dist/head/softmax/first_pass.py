@@ -27,6 +27,7 @@ from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
+from kappaface_dist.head.softmax.tiles import takes, tiled_sums
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,19 @@ def first_pass(
         known_G = yield Exchange(COSINES, cosine_G.clone())
     images = Images(known_G, margin_G, norm_G, seed, number_G, learning)
     target, negatives = target_logit(margin, images, state), margin.negatives(images, state)
-    sums = negative_sums(
-        embedding_GD,
-        rows,
-        column_G,
-        softmax,
-        negatives=negatives,
-        cache_bytes=cache_bytes or 0,
-        find_nearest=rank_one.active,
-        keep_parts=learning and softmax.skip_mass > 0,
-    )
+    if takes(softmax, rows, embedding_GD):
+        sums = tiled_sums(embedding_GD, rows, column_G, softmax, find_nearest=rank_one.active)
+    else:
+        sums = negative_sums(
+            embedding_GD,
+            rows,
+            column_G,
+            softmax,
+            negatives=negatives,
+            cache_bytes=cache_bytes or 0,
+            find_nearest=rank_one.active,
+            keep_parts=learning and softmax.skip_mass > 0,
+        )
     shift: torch.Tensor | float = softmax.shift
     peak_G = None
     if sums.peak_G is not None:
@@ -137,5 +141,6 @@ def first_pass(
         negatives=negatives,
         peak_G=peak_G,
         tiles=tiles,
+        inverse_S=sums.inverse_S,
     )
     return FirstPass(loss, micro_batch, gradient_GD, norm_gradient_G)

@@ -7,7 +7,7 @@ import torch
 from kappaface_dist.head import KappaFace, PartialFC
 from kappaface_dist.head.margins.image_memory import ImageMemory
 
-COUNTS = torch.tensor([2, 0, 3])
+COUNTS = np.array([2, 0, 3])
 
 
 def unit(*rows):
@@ -58,7 +58,7 @@ def test_a_head_says_what_a_memory_needs():
     margin = KappaFace(source="memory")
     with pytest.raises(ValueError, match="source is memory, which needs the number of images"):
         PartialFC(3, 4, margin)
-    head = PartialFC(3, 4, margin, images_per_class=COUNTS.numpy())
+    head = PartialFC(3, 4, margin, images_per_class=COUNTS)
     embedding_BD, label_B = torch.randn(2, 4, requires_grad=True), torch.tensor([0, 2])
     with pytest.raises(ValueError, match="the head was given no slot_B: hand in the number"):
         head(embedding_BD, label_B)
