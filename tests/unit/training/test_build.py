@@ -50,7 +50,7 @@ def test_the_head_gets_its_settings(path):
     assert (softmax.sample_rate, softmax.dtype) == (0.5, torch.bfloat16)
     assert softmax.logit_cache_bytes == 1000
     assert (softmax.filter_threshold, softmax.skip_mass) == (0.6, 0.02)
-    assert not head.softmax.fused
+    assert head.softmax.fused == "off"
     assert head.margin.margin == 0.2
     assert (head.optimizer.momentum, head.optimizer.weight_decay) == (0.7, 0.001)
     assert head.sharded_state()["optimizer.momentum"].dtype == torch.bfloat16
