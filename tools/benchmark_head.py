@@ -49,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "1 % of the mass skipped": {**CACHED, "skip_mass": 0.01, "near": True, "dense": False},
     **{
         f"chunks of {size} MB": {**CACHED, "chunk_bytes": size * MB, "dense": False}
-        for size in (8, 16, 64, 128)
+        for size in (16, 64, 128, 256, 512)
     },
     **{
         f"{classes} classes": {**LARGE, "classes": classes, "dense": False}
@@ -198,6 +198,8 @@ def run_cases(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         reports[name] = benchmark(case, device)
         if parallel.rank() == 0 and arguments.json != "-":
             print_table(name, reports[name])
+            if arguments.all:  # for whoever is cut off
+                commands.write_json(arguments.json, reports)
     return reports if arguments.all else next(iter(reports.values()))
 
 

@@ -34,15 +34,15 @@ def stored_pieces(
     """
     entry = index.state_dict_metadata[name]
     assert isinstance(entry, TensorStorageMetadata)
-    for chunk in entry.chunks:
-        yield chunk, stored_piece(folder, index, MetadataIndex(name, chunk.offsets))
+    for number, chunk in enumerate(entry.chunks):
+        yield chunk, stored_piece(folder, index, MetadataIndex(name, chunk.offsets, number))
 
 
 def stored_piece(folder: Path, index: Metadata, key: MetadataIndex) -> torch.Tensor:
     """One part of a tensor."""
     entry, place = index.state_dict_metadata[key.fqn], index.storage_data[key]
     assert isinstance(entry, TensorStorageMetadata)
-    sizes = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == key.offset)
+    sizes = _sizes(entry.chunks, key)
     dtype = entry.properties.dtype
     path = folder / place.relative_path
     num_bytes = sizes.numel() * dtype.itemsize
@@ -57,6 +57,15 @@ def stored_piece(folder: Path, index: Metadata, key: MetadataIndex) -> torch.Ten
             f" ({type(error).__name__}: {error})"
         ) from error
     return torch.from_numpy(raw).view(dtype).view(sizes)
+
+
+def _sizes(chunks: list[ChunkStorageMetadata], key: MetadataIndex) -> torch.Size:
+    """Of the part that lies at key's offset, which may know its number."""
+    if key.index is not None and key.index < len(chunks):
+        chunk = chunks[key.index]
+        if chunk.offsets == key.offset:
+            return chunk.sizes
+    return next(chunk.sizes for chunk in chunks if chunk.offsets == key.offset)
 
 
 class _Slice(io.RawIOBase):

@@ -76,7 +76,7 @@ class DeviceWatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name = func.name().partition("::")[2].partition(".")[0]
+        name, _, overload = func.name().partition("::")[2].partition(".")
         if func.namespace == "c10d":
             self._note_collective(name, args)
             return func(*args, **kwargs)
@@ -91,6 +91,8 @@ class DeviceWatch(TorchDispatchMode):
             if on_gpu:
                 self.wait(name)
             return _at_most(name, args)
+        if name == "addmm" and overload.startswith("dtype"):
+            return _add_product(*args, **kwargs)
         if name in ("index", "index_put_", "index_put", "_index_put_impl_"):
             masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
             if masks:
@@ -168,6 +170,25 @@ def place() -> str:
             return f"{path.relative_to(PACKAGE)} {frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "elsewhere"
+
+
+def _add_product(
+    a_MN: torch.Tensor,
+    b_MX: torch.Tensor,
+    c_XN: torch.Tensor,
+    out_dtype: torch.dtype,
+    *,
+    out: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """addmm with sums of another type: torch before 2.13 takes the type for a factor.
+
+    As on a GPU, nothing is made but what it gives.
+    """
+    shape = (len(b_MX), c_XN.shape[1])
+    if shape != tuple(a_MN.shape) or b_MX.shape[1] != len(c_XN):
+        raise ValueError(f"{tuple(a_MN.shape)} + {tuple(b_MX.shape)} @ {tuple(c_XN.shape)}")
+    return a_MN.new_empty(shape, dtype=out_dtype) if out is None else out
 
 
 def _at_most(name: str, args: tuple) -> Any:

@@ -1,19 +1,16 @@
 """Does this machine's GPU compute what its CPU does? Checks for the first run on a new machine.
 
 Each takes a `Machine` and returns what it found in words, with figures, or raises: AssertionError
-where the two disagree. All but the head go over one small dataset of made-up faces.
-Shapes: B images, D embedding size.
+where the two disagree. All here go over one small dataset of made-up faces.
 """
 
-import dataclasses
 import functools
-import importlib.util
 import json
+import math
 import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,6 @@ from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import open_catalog
-from kappaface_dist.head import PartialFC, build_margin
-from kappaface_dist.head.margins.build import MARGINS
 from kappaface_dist.made_up_faces.dataset import render_face, write_faces
 from kappaface_dist.models.embedder import load_embedder
 from kappaface_dist.models.export import save_backbone
@@ -36,23 +31,37 @@ from kappaface_dist.training.build import build_job
 from kappaface_dist.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-# Of the head: relative to the norm of what float64 finds. bf16 rounds operands to 8 bits, 2^-9.
-TOLERANCES = {"fp32": 2e-4, "bf16": 2e-2, "bf16 with kernels": 2e-2}
-# Of a loss in the first steps, relative. Convolutions on a GPU multiply in TF32, 10 bits, and a
-# difference grows from step to step.
-LOSS_TOLERANCE = 0.03
+# Of a loss, relative. Training is chaotic: a difference in the last bit is one of 15 % after 40
+# steps of such a network (H100). So the CPU's losses are met by the first ones, and by the mean of
+# the last ones; those of the same GPU, asked to repeat itself, by each.
+FIRST, FIRST_TOLERANCE = 8, 0.01
+LAST_TOLERANCE = 0.1
+REPEAT_TOLERANCE = 1e-6
 # Two decoders may round colours apart; more of one in 255 on average is another filter or order.
 PIXEL_TOLERANCE = 2 / 127.5
 KILL_SECONDS = 180.0
 
 
+class Failed(AssertionError):
+    """Something is wrong, and `figures` is what was measured all the same."""
+
+    def __init__(self, words: str, figures: dict[str, Any]):
+        super().__init__(words)
+        self.figures = figures
+
+
 @dataclass(frozen=True)
 class Machine:
-    """What is checked, where the checks may write, and whether the smallest sizes will do."""
+    """What is checked, where the checks may write, and whether the smallest sizes will do.
+
+    Attributes:
+        deadline: of time.monotonic(): what takes long and can be left out is, beyond it.
+    """
 
     device: torch.device
     folder: Path
     quick: bool
+    deadline: float = math.inf
 
     @functools.cached_property
     def data(self) -> Path:
@@ -97,54 +106,6 @@ class Machine:
 Found = tuple[str, dict[str, Any]]
 
 
-def check_head(machine: Machine) -> Found:
-    """Every margin in fp32, bf16, and with the kernels where they run, against float64."""
-    kinds: dict[str, dict[str, Any]] = {
-        "fp32": {"dtype": torch.float32},
-        "bf16": {"dtype": torch.bfloat16, "fused": False},
-    }
-    if machine.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        kinds["bf16 with kernels"] = {"dtype": torch.bfloat16, "fused": True}
-    worst = dict.fromkeys(kinds, 0.0)
-    for name in MARGINS:
-        expected = _head_step(name, CPU, dtype=torch.float64)
-        for kind, settings in kinds.items():
-            found = _head_step(name, machine.device, **settings)
-            for what, value in expected.items():
-                off = float((found[what].double() - value).norm() / value.norm())
-                assert off < TOLERANCES[kind], (
-                    f"{name} in {kind}: {what} is off by {off:.2g} of its norm, allowed are"
-                    f" {TOLERANCES[kind]:g}"
-                )
-                worst[kind] = max(worst[kind], off)
-    words = ", ".join(f"{kind} {off:.1e}" for kind, off in worst.items())
-    return f"{len(MARGINS)} margins agree with float64; worst: {words}", {"worst": worst}
-
-
-def _head_step(
-    name: str, device: torch.device, *, dtype: torch.dtype, fused: bool = False
-) -> dict[str, torch.Tensor]:
-    """What one step gives and changes, on the CPU."""
-    settings = {"deviation": 0.0} if name == "elasticface" else {}  # no drawing: others' numbers
-    margin = dataclasses.replace(build_margin(name, **settings), scale=16.0)
-    head = PartialFC(600, 64, margin, dtype=dtype, fused=fused, device=device)
-    start = head.weight_KD.detach().clone()
-    generator = torch.Generator().manual_seed(0)
-    embedding_BD = torch.randn(32, 64, generator=generator, dtype=torch.float64)
-    label_B = torch.randint(600, (32,), generator=generator).to(device)
-    embedding_BD = embedding_BD.to(device, head.state_dtype).requires_grad_()
-    loss = head(embedding_BD, label_B)
-    loss.backward()
-    head.step(0.1)
-    assert embedding_BD.grad is not None
-    tensors = {
-        "the loss": loss.detach(),
-        "the embeddings' gradient": embedding_BD.grad,
-        "the centres' change": head.weight_KD - start,
-    }
-    return {what: tensor.cpu() for what, tensor in tensors.items()}
-
-
 def check_loader(machine: Machine) -> Found:
     """The device's loader against the threads of the CPU: labels and pixels."""
     catalog = open_catalog(str(machine.data / "train.rec"))
@@ -168,20 +129,41 @@ def check_training(machine: Machine) -> Found:
         np.array(train(machine.config(name, steps=machine.num_steps), device))
         for name, device in (("on_the_cpu", CPU), ("on_the_device", machine.device))
     )
-    off = float((np.abs(found - expected) / expected).max())
-    assert off < LOSS_TOLERANCE, (
-        f"the losses are {np.round(found, 3).tolist()}, those of the CPU"
-        f" {np.round(expected, 3).tolist()}: {off:.1%} apart, allowed are {LOSS_TOLERANCE:.0%}"
+    first = float((np.abs(found - expected) / expected)[:FIRST].max())
+    last = abs(float(found[-FIRST:].mean() / expected[-FIRST:].mean()) - 1.0)
+    figures = {"losses": found.tolist(), "cpu_losses": expected.tolist()}
+    figures |= {"first_off": first, "last_off": last}
+    words = (
+        f"losses from {found[0]:.3f} to {found[-1]:.3f}, off the CPU's by {first:.2g} at most in"
+        f" the first {FIRST} steps, by {last:.2g} in the mean of the last"
     )
-    assert found[-1] < found[0], f"the loss does not fall: {found[0]:.3f} to {found[-1]:.3f}"
-    words = f"{len(found)} losses from {found[0]:.3f} to {found[-1]:.3f}, {off:.2%} off the CPU's"
-    return words, {"losses": found.tolist(), "off": off}
+    if not (first < FIRST_TOLERANCE and last < LAST_TOLERANCE):
+        raise Failed(f"{words}; allowed are {FIRST_TOLERANCE:g} and {LAST_TOLERANCE:g}", figures)
+    if not found[-FIRST:].mean() < found[:FIRST].mean():
+        raise Failed(f"the loss does not fall: {words}", figures)
+    return words, figures
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """A GPU computes the same twice, and convolutions in fp32, not in the 10 bits of TF32."""
+    before = torch.are_deterministic_algorithms_enabled()
+    # What has no such way says so in a warning, and the verdict tells whether it mattered.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def train(config: Config, device: torch.device) -> list[float]:
-    """Train from where its folder is; the loss of each step."""
-    job = build_job(config, device)
-    assert Trainer(job).fit(), "the training was stopped by a signal"
+    """Train, repeatably, from where its folder is; the loss of each step."""
+    with repeatable():
+        job = build_job(config, device)
+        assert Trainer(job).fit(), "the training was stopped by a signal"
     lines = (config.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     by_step = {n["step"]: n["loss"] for n in map(json.loads, lines) if "loss" in n}
     return [by_step[step] for step in sorted(by_step)]
@@ -196,32 +178,36 @@ def check_resuming(machine: Machine) -> Found:
     )
     child.start()
     deadline = time.monotonic() + KILL_SECONDS
-    while not complete_checkpoints(config.folder / "checkpoints"):
-        assert child.is_alive(), "the run to be killed ended before its first checkpoint"
-        assert time.monotonic() < deadline, f"no checkpoint after {KILL_SECONDS:.0f} s"
-        time.sleep(0.05)
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    try:
+        while not complete_checkpoints(config.folder / "checkpoints"):
+            assert child.is_alive(), "the run to be killed ended before its first checkpoint"
+            assert time.monotonic() < deadline, f"no checkpoint after {KILL_SECONDS:.0f} s"
+            time.sleep(0.05)
+    finally:  # otherwise a check that failed would go on beside the next, and be waited for
+        child.kill()
+        child.join()
     again = train(config, machine.device)
     off = float(np.max(np.abs(np.array(again) - whole) / np.array(whole)))
-    assert off < LOSS_TOLERANCE, f"the losses after a kill are {off:.1%} off those without"
+    if not off <= REPEAT_TOLERANCE:
+        raise Failed(f"the losses after a kill are {off:.2g} off those without", {"off": off})
     return f"killed at a checkpoint and gone on: losses {off:.1e} off", {"off": off}
 
 
 def train_slowly(config: Config, device: torch.device) -> None:
     """`train`, with enough time after each checkpoint to be killed."""
-    job = build_job(config, device)
-    trainer = Trainer(job)
-    save = trainer.save
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # a new process begins on the first
+    with repeatable():
+        trainer = Trainer(build_job(config, device))
+        save = trainer.save
 
-    def save_and_wait(*args: Any) -> None:
-        save(*args)
-        trainer.saver.finish()
-        time.sleep(KILL_SECONDS)
+        def save_and_wait(*args: Any) -> None:
+            save(*args)
+            trainer.saver.finish()
+            time.sleep(KILL_SECONDS)
 
-    trainer.save = save_and_wait  # type: ignore[method-assign, assignment]
-    trainer.fit()
+        trainer.save = save_and_wait  # type: ignore[method-assign, assignment]
+        trainer.fit()
 
 
 def check_evaluation_and_export(machine: Machine) -> Found:
@@ -241,7 +227,6 @@ def check_evaluation_and_export(machine: Machine) -> Found:
 
 
 CHECKS: dict[str, Callable[[Machine], Found]] = {
-    "head": check_head,
     "loader": check_loader,
     "training": check_training,
     "kill and resume": check_resuming,

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kappaface_dist.backbones import build_backbone
@@ -16,6 +17,7 @@ from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.evaluation.embedding.embed import embed_images
 from kappaface_dist.head import AdamWRows, ArcFace, KappaFace, PartialFC
+from kappaface_dist.head.softmax.products import multiply
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.training.loss_guard import LossGuard, likely_cause
@@ -199,3 +201,23 @@ def test_a_checkpoint_is_read_into_the_device(stored):
         state = {f"head.{name}": tensor for name, tensor in head.sharded_state().items()}
         checkpoint.load(stored, {}, state, 3000)
         assert {tensor.device for tensor in state.values()} == {DEVICE}
+
+
+def test_a_product_with_sums_of_another_type_is_pretended_whatever_torch_makes_of_it(monkeypatch):
+    addmm = torch.ops.aten.addmm
+    for overload in ("dtype", "dtype_out"):  # as torch 2.8 to 2.12 have them: the type is a factor
+        monkeypatch.setitem(decomposition_table, getattr(addmm, overload), factor_for_type)
+    with pretend_gpu(), MemoryMeter() as meter:
+        sums = torch.zeros(4, 3, device=DEVICE)
+        a, b = (
+            torch.ones(shape, dtype=torch.bfloat16, device=DEVICE) for shape in ((4, 8), (8, 3))
+        )
+        before = meter.live_bytes
+        multiply(a, b, torch.bfloat16, out=sums, add=True)
+        assert meter.live_bytes == before
+        with pytest.raises(ValueError, match=r"\(4, 3\) \+ \(4, 8\) @ \(4, 8\)"):
+            torch.addmm(sums, a, a, out_dtype=sums.dtype, out=sums)
+
+
+def factor_for_type(*_, **__):
+    raise TypeError("unsupported operand type(s) for *: 'torch.dtype' and 'FakeTensor'")

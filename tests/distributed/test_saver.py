@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -40,7 +41,11 @@ def numbers(step):
 
 def save(root, step, keep=2, asynchronous=True, host_bytes=None):
     """Save, and spoil the tensors at once, as the next training step does."""
-    pieces.PIECE_BYTES = 64  # two rows of the weight
+    with mock.patch.object(pieces, "PIECE_BYTES", 64):  # two rows of the weight
+        save_in_pieces(root, step, keep, asynchronous, host_bytes)
+
+
+def save_in_pieces(root, step, keep, asynchronous, host_bytes):
     writer = Saver(root, keep=keep, best=None, asynchronous=asynchronous, host_bytes=host_bytes)
     replicated, sharded = {"bias": torch.full((5,), float(step))}, own(rows(step))
     writer.save(step, replicated, sharded, NUM_CLASSES, numbers(step))

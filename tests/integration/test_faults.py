@@ -133,9 +133,10 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(write_config, tmp_path)
         first = torchrun(2, "launch/train.py", path)
         assert first.returncode != 0
         assert "make room, or lower checkpoint.keep" in first.stderr
-        # The ranks say it in a line each; the report after them is torchrun's own.
+        # A rank says it in a line; torchrun may end the other before it has said so, too. The
+        # report after them is torchrun's own.
         lines = first.stderr.splitlines()
-        assert sum(line.startswith("error: a checkpoint of") for line in lines) == 2
+        assert sum(line.startswith("error: a checkpoint of") for line in lines) in (1, 2)
         assert complete_checkpoints(disk / "checkpoints")
         subprocess.run(["mount", "-o", "remount,size=90m", str(disk)], check=True)
         second = torchrun(2, "launch/train.py", path)

@@ -2,8 +2,8 @@
 
 On the GPU DALI decodes. Threads of ours read, and check each JPEG by a decode at an eighth of its
 size: that finds exactly what the CPU loader finds unreadable, and DALI, which takes many a damaged
-file for good, never meets one that would end its pipeline. An image that was good once is not
-checked again, and after check_record.py none of a record is.
+file for good, never meets one that would end its pipeline. An image that was good once is only
+read from then on, and after check_record.py none of a record is decoded here.
 On the CPU that would be the same work twice, so the threads decode, as those of the CPU loader do.
 Shapes: B images on this rank, H W the image size.
 """
@@ -24,6 +24,8 @@ from kappaface_dist.data.loading.readable import Readable
 from kappaface_dist.data.sources.catalog import Catalog
 
 SUBSAMPLINGS = frozenset(("444", "422", "420", "440", "411", "Gray"))
+# What an image that was looked at is: for DALI to decode as it is, or to resize, too.
+UNKNOWN, AS_IT_IS, TO_RESIZE = range(3)
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,13 @@ class _Payloads:
         self._catalog = catalog
         self._image_size = image_size
         self._good_I = catalog.checked()
+        self._known_I = np.full(len(self._good_I), UNKNOWN, np.uint8)
 
     def load(self, index: int) -> Payload:
         """Read one image and see that it can be decoded; ValueError or OSError if not."""
         payload, size = self._catalog.read(index), self._image_size
+        if known := self._known_I[index]:
+            return Payload(np.frombuffer(payload, np.uint8), bool(known == TO_RESIZE))
         if payload[:2] == JPEG_START:
             header = read_jpeg_header(payload)
             check_size(header.height, header.width)
@@ -119,12 +124,13 @@ class _Payloads:
                 height, width, colours, subsampling = simplejpeg.decode_jpeg_header(payload)
             except ValueError as error:
                 raise ValueError(f"not a readable image ({error})") from error
-            known = colours in ("YCbCr", "Gray", "RGB") and subsampling in SUBSAMPLINGS
-            if known and header.orientation == 1:
+            usual = colours in ("YCbCr", "Gray", "RGB") and subsampling in SUBSAMPLINGS
+            if usual and header.orientation == 1:
                 if not self._good_I[index]:
                     check_jpeg(payload)
-                    self._good_I[index] = True
-                return Payload(np.frombuffer(payload, np.uint8), (height, width) != (size, size))
+                resize = (height, width) != (size, size)
+                self._known_I[index] = TO_RESIZE if resize else AS_IT_IS
+                return Payload(np.frombuffer(payload, np.uint8), resize)
         # Rare formats and what is stored turned are decoded as by the CPU loader: DALI gets pixels.
         pixels_HW3 = decode_image(payload, size)
         ppm = b"P6\n%d %d\n255\n" % (size, size) + pixels_HW3.tobytes()

@@ -20,9 +20,10 @@ LARGEST_SCALE = 128.0
 # exp2 is the cheaper function, on CPU and GPU.
 LOG2_E = 1.0 / math.log(2.0)
 # One chunk of logits takes about this many bytes, so that it stays in a core's cache; on a GPU
-# it is also large enough for the work on a chunk to outlast its launches.
+# it is large enough for the work on a chunk to outlast its launches: on an H100 64 MB are not
+# (1.25M classes x 1024 images, cached: 25.2 ms a step, with 128 MB 18.7 ms).
 CPU_CHUNK_BYTES = 2 << 20
-GPU_CHUNK_BYTES = 64 << 20
+GPU_CHUNK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, kw_only=True)

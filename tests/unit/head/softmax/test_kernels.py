@@ -196,7 +196,7 @@ HALF = {"weight_ptr": "*bf16", "momentum_ptr": "*bf16"}
 
 # Of 65536 registers a multiprocessor has: two blocks of 128 threads of the first, whose tile of
 # logits lies in them, four of the second; of 100 KiB of shared memory, more.
-MOST_REGISTERS = {"_exponentiate": 248, "_update_rows": 128}
+MOST_REGISTERS = {"_exponentiate": 255, "_update_rows": 128}
 MOST_SHARED_BYTES = 25 * 1024
 
 
