@@ -12,6 +12,7 @@ each with one thread, as torchrun's have; with one rank torch uses all cores (or
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from kappaface_dist import commands, options
 from kappaface_dist.head import ArcFace, PartialFC
 from kappaface_dist.head.shard import shard_classes
+from kappaface_dist.head.softmax.settings import FUSED, Softmax
+from kappaface_dist.head.softmax.tiles import why_not
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.dense_head import MOMENTUM, WEIGHT_DECAY, DenseSide
 from kappaface_dist.planning.head_benchmark import (
@@ -35,13 +38,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}
 CACHED = {**LARGE, "logit_cache_bytes": 2 * 1_250_000 * 1024}
 HALVES = {"centre_dtype": "bf16", "momentum_dtype": "bf16"}
+TILES = {"fused": "tiles", "dense": False}
 MB = 1 << 20
 # What each case of --all differs in from the command line's defaults.
 CASES: dict[str, dict[str, Any]] = {
     "cache, dense bf16": CACHED,
     "no cache, dense fp32": {**LARGE, "dense_dtype": "fp32"},
     "sample rate 0.1": {**LARGE, "sample_rate": 0.1, "dense": False},
-    "plain PyTorch": {**CACHED, "fused": False, "dense": False},
+    "plain PyTorch": {**CACHED, "fused": "off", "dense": False},
+    "no cache": {**LARGE, "fused": "chunks", "dense": False},
+    "no logits": {**LARGE, **TILES},
+    "no logits, 2 bytes": {**LARGE, **HALVES, **TILES, "momentum_dtype": "none"},
     "whole fp32 centres": {**CACHED, "split": False, "dense": False},
     "bf16 momentum": {**CACHED, "momentum_dtype": "bf16", "dense": False},
     "bf16 centres and momentum": {**CACHED, **HALVES, "dense": False},
@@ -86,7 +93,8 @@ def parse_arguments() -> argparse.Namespace:
         help="of the centres between steps; bf16: rounded stochastically",
     )
     parser.add_argument("--momentum-dtype", choices=[*sorted(DTYPES), "none"], default="fp32")
-    parser.add_argument("--no-fused", dest="fused", action="store_false", help="no Triton kernels")
+    parser.add_argument("--fused", choices=FUSED, default="auto", help="Triton's, as head.fused")
+    parser.add_argument("--no-fused", dest="fused", action="store_const", const="off")
     parser.add_argument(
         "--split", action=argparse.BooleanOptionalAction, help="split centres; by default on GPUs"
     )
@@ -193,6 +201,10 @@ def run_cases(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
             case.batch = max(case.batch // arguments.shrink, 4 * case.ranks)
             if device.type == "cpu":  # without their GPU's bf16 units these are for a trial only
                 case.repeats = 1
+            plain = Softmax(scale=1.0, dtype=torch.bfloat16)
+            if case.fused == "tiles" and (why := why_not(plain, device, case.embedding)):
+                print(f"{name}: with chunks, since {why.split(':')[0]}", file=sys.stderr)
+                case.fused = "chunks"
     reports = {}
     for name, case in cases.items():
         reports[name] = benchmark(case, device)

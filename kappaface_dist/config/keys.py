@@ -106,7 +106,9 @@ class Head:
     filter_threshold: float | None = key(None, above=0, below=1, problem=True)
     # share of the negatives' mass that the second pass may leave out
     skip_mass: float = key(0.0, at_least=0, below=1)
-    fused: bool = True  # Triton kernels for bf16 on a GPU; false: plain PyTorch
+    # Triton kernels for bf16 products on a GPU: tiles write no logits, chunks do, off is none; auto
+    # is what `kappaface gpu-check` measured to be the faster on this machine, otherwise chunks
+    fused: bool | str = key("auto", choices=(True, False, "auto", "tiles", "chunks"))
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
 

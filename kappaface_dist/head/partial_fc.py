@@ -21,12 +21,12 @@ from kappaface_dist.head.shard import initial_centres, shard_classes
 from kappaface_dist.head.softmax.first_pass import first_pass, hand_to_backward
 from kappaface_dist.head.softmax.gathered import GlobalBatch, gather_batch
 from kappaface_dist.head.softmax.negligible import Skipped
-from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rank_one import RankOne
 from kappaface_dist.head.softmax.row_update import RowOptimizer, RowState, SGDRows, update_centres
 from kappaface_dist.head.softmax.rows import Centres
 from kappaface_dist.head.softmax.second_pass import whole_gradient
 from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.tiles import check_kernels
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -50,7 +50,7 @@ class PartialFC(torch.nn.Module):
         split_centres: hold fp32 centres as halves (`softmax/rows.py`); None: bfloat16 on a GPU.
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         skip_mass: share of the negatives' mass that `step` may leave out (`softmax/negligible.py`).
-        fused: use the Triton kernels where dtype is bfloat16 and there are a GPU and Triton.
+        fused: the Triton kernels, as `softmax/settings.py` has it; True: "auto", False: "off".
         seed, device: of the initial centres, which depend on (seed, class) alone; of the shard.
     """
 
@@ -70,7 +70,7 @@ class PartialFC(torch.nn.Module):
         split_centres: bool | None = None,
         chunk_bytes: int | None = None,
         skip_mass: float = 0.0,
-        fused: bool = True,
+        fused: str | bool = "auto",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
@@ -88,12 +88,12 @@ class PartialFC(torch.nn.Module):
             split_centres=split_centres,
             chunk_bytes=chunk_bytes,
             skip_mass=skip_mass,
-            fused=fused,
+            fused=fused if isinstance(fused, str) else "auto" if fused else "off",
         )
         device = torch.device(device)
-        warn_of_slow_products(dtype, device.type)
         self.num_classes, self.seed, self.num_steps = num_classes, seed, 0
         self.optimizer = optimizer if optimizer is not None else SGDRows()
+        check_kernels(self.softmax, device, embedding_size, self.optimizer.fused_numbers())
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         kept_dtype = centre_dtype or self.state_dtype

@@ -15,8 +15,16 @@ import torch
 from kappaface_dist.config.keys import Backbone, Config, Data
 from kappaface_dist.config.keys import Head as HeadSection
 from kappaface_dist.head import ArcFace, PartialFC
+from kappaface_dist.head.softmax.measured import MEASURED_IMAGES, keep, key_of
+from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.tiles import why_not
 from kappaface_dist.planning.gpu_check import Failed, Found, Machine
-from kappaface_dist.planning.head_benchmark import RandomBatch, StreamingSide, seconds_per_step
+from kappaface_dist.planning.head_benchmark import (
+    HeadSide,
+    RandomBatch,
+    StreamingSide,
+    seconds_per_step,
+)
 from kappaface_dist.planning.memory import JobSize, memory_items
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.rehearsal import rehearse
@@ -51,6 +59,36 @@ def head_speed(machine: Machine) -> Found:
     picoseconds = seconds / (num_classes * num_images) * 1e12
     words = f"{picoseconds:.3g} ps per logit, {num_classes} classes and {num_images} images"
     return words, {"picoseconds_per_logit": picoseconds, "step_seconds": seconds}
+
+
+def head_kernels(machine: Machine) -> Found:
+    """Which of the head's kernels are the faster, kept for `head.fused: auto` of this user."""
+    rows, repeats = (2_000, 1) if machine.quick else (262_144, 5)
+    why = why_not(Softmax(scale=64.0, dtype=torch.bfloat16), machine.device, 512)
+    if why is not None:
+        return f"nothing to choose: {why.split(':')[0]}", {}
+    found: dict[str, dict[str, float]] = {}
+    for num_images in MEASURED_IMAGES[:1] if machine.quick else MEASURED_IMAGES:
+        sides: dict[str, HeadSide] = {
+            name: StreamingSide(
+                PartialFC(
+                    rows, 512, ArcFace(), dtype=torch.bfloat16, fused=name, device=machine.device
+                )
+            )
+            for name in ("tiles", "chunks")
+        }
+        batch = RandomBatch(rows, num_images, 512, machine.device)
+        times = seconds_per_step(sides, batch, repeats)
+        key = key_of(machine.device, 512, num_images)
+        found[key] = {name: statistics.median(of_name[0]) for name, of_name in times.items()}
+    words = "; ".join(
+        f"{min(times, key=lambda name: times[name])} by"
+        f" {max(times.values()) / min(times.values()):.2f} ({key.rsplit(', ', 1)[1]})"
+        for key, times in found.items()
+    )
+    if machine.quick:
+        return f"{words}; not kept, as a trial", found
+    return f"{words}; kept in {keep(found)}", found
 
 
 def network_speed(machine: Machine) -> Found:
@@ -136,6 +174,7 @@ def memory_against_plan(machine: Machine) -> Found:
 
 SPEEDS: dict[str, Callable[[Machine], Found]] = {
     "head's speed": head_speed,
+    "head's kernels": head_kernels,
     "data": data_share,
     "memory": memory_against_plan,
     "networks' speed": network_speed,  # last: it takes the time that is left

@@ -101,10 +101,16 @@ def cache_bytes(config: Config, num_images: int, rows: int, device_type: str) ->
 
 def bytes_per_class(config: Config, num_ranks: int) -> dict[str, float]:
     """Bytes of state for each class of a shard: centres, their optimizer, statistics."""
+    plain = without_kernels(config)
     few, more = (
-        head_state_bytes(made_up_head(config, count * num_ranks, CPU)) for count in (64, 192)
+        head_state_bytes(made_up_head(plain, count * num_ranks, CPU)) for count in (64, 192)
     )
     return {name: (more[name] - few[name]) / 128 for name in few}
+
+
+def without_kernels(config: Config) -> Config:
+    """The same for a CPU, where no kernel runs, and one that is asked for is refused."""
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, fused="off"))
 
 
 def head_state_bytes(head: PartialFC) -> dict[str, int]:
@@ -188,6 +194,7 @@ def _head_peak(
         backbone=dataclasses.replace(config.backbone, embedding_size=embedding_size // factor),
         head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=cache),
     )
+    small = without_kernels(small) if device == CPU else small
     head = made_up_head(small, shard * size.num_ranks, device)
     head.take_chunks_of(chunk)
     shape = num_images // size.num_ranks // factor, embedding_size // factor

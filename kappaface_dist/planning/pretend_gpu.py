@@ -23,6 +23,8 @@ from kappaface_dist.planning.pretend_ddp import PretendDataParallel
 from kappaface_dist.training import data_parallel
 
 DEVICE = torch.device("cuda", 0)
+# Of the kernels that write no logits, on an H100 or H200: a program on each multiprocessor.
+NUM_TILES, TILE_IMAGES = 132, 64
 
 
 class FakeKernels:
@@ -44,6 +46,26 @@ class FakeKernels:
     @staticmethod
     def update_rows(chunk_RD: torch.Tensor, h_RD: torch.Tensor, *_: Any, **__: Any) -> None:
         chunk_RD.copy_(h_RD)
+
+    @staticmethod
+    def fastest(*_: Any) -> str:
+        return "chunks"  # where nothing was measured
+
+    @staticmethod
+    def sum_tiles(
+        embedding_GD: torch.Tensor, *_: torch.Tensor | None, find_nearest: bool, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        num_images, size = embedding_GD.shape
+        sum_G = embedding_GD.new_empty(num_images, dtype=torch.float32)
+        tile_XD = sum_G.new_empty(NUM_TILES, TILE_IMAGES, size)  # that programs write
+        sum_GD = sum_G.new_empty(num_images, size).add_(tile_XD.sum())
+        return sum_G, sum_GD, sum_G.clone() if find_nearest else None
+
+    @staticmethod
+    def update_tiles(weight_KD: torch.Tensor, *_: Any, **__: Any) -> None:
+        size = weight_KD.shape[1]
+        tile_XD = weight_KD.new_empty(NUM_TILES, TILE_IMAGES, size, dtype=torch.float32)
+        weight_KD.add_(tile_XD.sum())
 
 
 def apply_to_module(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Makes the parts of a run from its configuration, in the order in which data flows."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from kappaface_dist.training.optim import build_optimizer, build_row_optimizer, 
 from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
 
+logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -209,6 +211,8 @@ def wrap_for_training(config: Config, network: nn.Module) -> nn.Module:
 
 def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> PartialFC:
     """The sharded head for classes of count_C images."""
+    if config.head.fused is True:
+        logger.info("head.fused is true, which means auto now; false means off")
     return PartialFC(
         len(count_C),
         config.backbone.embedding_size,

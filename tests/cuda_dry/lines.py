@@ -145,6 +145,8 @@ EXCUSED = [
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
     ("kappaface_dist/console.py", "*", "how many ranks torchrun starts: unit tests"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
+    ("kappaface_dist/head/softmax/measured.py", "*", "the name of a GPU that is there"),
+    ("kappaface_dist/head/softmax/tile_sizes.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/parallel/ranks.py", "*", "torch's own count of GPUs, and NCCL"),
     ("kappaface_dist/training/pace.py", "*", "the clock of a real GPU"),
     ("kappaface_dist/training/profiling.py", "*", "torch's profiler of a GPU"),

@@ -25,6 +25,7 @@ from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
+from kappaface_dist.head.softmax.tiles import takes, tiled_sums
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -82,16 +83,19 @@ def first_pass(
     known_G = parallel.all_reduce_sum(cosine_G.clone()) if margin.needs_all_cosines else cosine_G
     images = Images(known_G, margin_G, norm_G, seed, number_G, learning)
     target, negatives = target_logit(margin, images, state), margin.negatives(images, state)
-    sums = negative_sums(
-        embedding_GD,
-        rows,
-        column_G,
-        softmax,
-        negatives=negatives,
-        cache_bytes=cache_bytes or 0,
-        find_nearest=find_nearest,
-        keep_parts=learning and softmax.skip_mass > 0,
-    )
+    if takes(softmax, rows, embedding_GD):
+        sums = tiled_sums(embedding_GD, rows, column_G, softmax, find_nearest=find_nearest)
+    else:
+        sums = negative_sums(
+            embedding_GD,
+            rows,
+            column_G,
+            softmax,
+            negatives=negatives,
+            cache_bytes=cache_bytes or 0,
+            find_nearest=find_nearest,
+            keep_parts=learning and softmax.skip_mass > 0,
+        )
     shift: torch.Tensor | float = softmax.shift
     peak_G = None
     if sums.peak_G is not None:
@@ -136,6 +140,7 @@ def first_pass(
         negatives=negatives,
         peak_G=peak_G,
         tiles=tiles,
+        inverse_S=sums.inverse_S,
     )
     return replace(
         result, batch=micro_batch, gradient_BD=gradient_BD, norm_gradient_B=norm_gradient_B

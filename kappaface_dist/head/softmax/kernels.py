@@ -2,7 +2,8 @@
 
 `exponentiate` reads a chunk's fp32 products once and writes Q in bf16 and the row sums;
 `update_rows`, of `update_kernel.py`, reads h, centre and momentum once and writes the last two.
-Both compute what the plain functions of `streaming.py`, `row_update.py` and `rounding.py` do, in
+The kernels that write no logits, `tile_sums.py` and `tile_update.py`, are handed out here too.
+All compute what the plain functions of `streaming.py`, `row_update.py` and `rounding.py` do, in
 the same order on every run. They take tensors and numbers alone.
 With TRITON_INTERPRET=1 they run on the CPU, slowly, for tests.
 Shapes: G images on all ranks, R rows of one chunk.
@@ -12,9 +13,12 @@ import torch
 import triton
 import triton.language as tl
 
+from kappaface_dist.head.softmax.measured import fastest
+from kappaface_dist.head.softmax.tile_sums import sum_tiles
+from kappaface_dist.head.softmax.tile_update import update_tiles
 from kappaface_dist.head.softmax.update_kernel import update_rows
 
-__all__ = ["exponentiate", "update_rows"]
+__all__ = ["exponentiate", "fastest", "sum_tiles", "update_rows", "update_tiles"]
 
 # A tile of 32 x 128 logits is 16 KB of registers over 4 warps: 32 values a thread.
 BLOCK_G, BLOCK_R = 32, 128

@@ -14,6 +14,7 @@ from kappaface_dist.head.rounding import Rounding
 from kappaface_dist.head.softmax.rows import split_rows, value_dtype
 from kappaface_dist.head.softmax.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
 from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.tiles import takes, tiled_update
 
 RowState = dict[str, torch.Tensor]
 
@@ -142,6 +143,11 @@ def update_centres(
     kernels, numbers = softmax.kernels(rows.weight_KD.device), optimizer.fused_numbers()
     if numbers is not None:
         numbers["lr"] = lr * numbers.pop("lr_factor")
+        if takes(softmax, rows, batches[0].embedding_GD):
+            momentum_KD = row_state.get("momentum")
+            both = {**numbers, **vars(rounding)}
+            tiled_update(batches, softmax, momentum_KD, targets.row_X, targets.term_XD, skip, both)
+            return
     for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}
         if kernels is not None and numbers is not None:

@@ -36,6 +36,7 @@ class MicroBatch:
         images: what the margin knew of them.
         negatives, peak_G: as in `negative_sums`, but peak_G over all ranks.
         tiles: those to take, where some may be left out.
+        inverse_S: as in `NegativeSums`.
     """
 
     embedding_GD: torch.Tensor
@@ -49,6 +50,7 @@ class MicroBatch:
     negatives: Negatives | None = None
     peak_G: torch.Tensor | None = None
     tiles: Tiles | None = None
+    inverse_S: torch.Tensor | None = None
 
     def unscaled(self, loss_scale: torch.Tensor | float) -> "MicroBatch":
         """The same without a factor that the loss had."""

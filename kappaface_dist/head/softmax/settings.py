@@ -24,6 +24,7 @@ LOG2_E = 1.0 / math.log(2.0)
 # (1.25M classes x 1024 images, cached: 25.2 ms a step, with 128 MB 18.7 ms).
 CPU_CHUNK_BYTES = 2 << 20
 GPU_CHUNK_BYTES = 128 << 20
+FUSED = ("auto", "tiles", "chunks", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Softmax:
         split_centres: hold the centres as halves (`rows.py`); None: by dtype and device.
         chunk_bytes: of one chunk of logits; None: by the device.
         rows_per_chunk: as many rows, whatever chunk_bytes is; None: by chunk_bytes.
-        fused: with the Triton kernels where they can run; they are for bf16 products.
+        fused: which Triton kernels run, where they can: they are for bf16 products. "tiles" write
+            no logits (`tiles.py`), "chunks" do, "off" is none, "auto" what was measured here.
         largest_cosine: bound of all logits in units of s; above 1 if the margin raises negatives.
         skip_mass: share of the negatives' mass that the second pass may leave out, as whole tiles
             (`negligible.py`); 0: none.
@@ -59,11 +61,13 @@ class Softmax:
     split_centres: bool | None = None
     chunk_bytes: int | None = None
     rows_per_chunk: int | None = None
-    fused: bool = True
+    fused: str = "auto"
     largest_cosine: float = 1.0
     skip_mass: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.fused not in FUSED:
+            raise ValueError(f"head.fused is {self.fused!r}: choose one of {', '.join(FUSED)}")
         largest_scale = LARGEST_SCALE / self.largest_cosine
         if not 0.0 < self.scale <= largest_scale:
             raise ValueError(
@@ -127,7 +131,7 @@ class Softmax:
         return self.dtype == torch.bfloat16 and device.type == "cuda"
 
     def kernels(self, device: torch.device) -> ModuleType | None:
-        usable = self.fused and self.dtype == torch.bfloat16
+        usable = self.fused != "off" and self.dtype == torch.bfloat16
         return triton_kernels(device.type) if usable else None
 
     def chunk_rows(self, embedding_GD: torch.Tensor) -> int:

@@ -166,6 +166,7 @@ class NegativeSums(NamedTuple):
         nearest_G: the largest cosine with another class's centre, before any margin; None if it
             was not to be found.
         peak_G: each image's shift in this shard; None where one suits all.
+        inverse_S: 1/‖w_j‖, where they were computed for all rows at once.
     """
 
     sum_G: torch.Tensor
@@ -174,6 +175,7 @@ class NegativeSums(NamedTuple):
     parts: list[torch.Tensor]
     nearest_G: torch.Tensor | None
     peak_G: torch.Tensor | None
+    inverse_S: torch.Tensor | None = None
 
 
 def negative_sums(

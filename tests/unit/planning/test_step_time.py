@@ -14,6 +14,7 @@ G, K, D = 1024, 1_250_000, 512
         ("fused", 0.0, 24),  # ../shared/design/head.md: fp32 out and in, bf16 out and in, twice
         ("fused", 1.0, 14),
         ("fused", 0.5, 19),
+        ("tiles", 0.0, 0),
         ("plain", 0.0, 72),
         ("cpu", 0.0, 0),
         ("cpu", 1.0, 4),
@@ -30,4 +31,6 @@ def test_logits_outweigh_the_centres_on_a_gpu():
     assert flops == 4 * 2 * G * K * D
     assert num_bytes == 24 * G * K + 20 * K * D
     assert head_work(config, G, K, "cpu")[1] == 20 * K * D
+    tiles = Config(backbone=Backbone(embedding_size=D), head=Head(dtype="bf16", fused="tiles"))
+    assert head_work(tiles, G, K, "cuda") == (flops, 20 * K * D)
     assert head_work(config, G, 0, "cuda") == (0, 0)

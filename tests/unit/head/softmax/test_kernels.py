@@ -4,9 +4,7 @@ The interpreter is chosen when Triton is imported, so the comparison runs in a p
 """
 
 import importlib.util
-import inspect
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from kappaface_dist.head import ArcFace, PartialFC, SGDRows
 from kappaface_dist.head.rounding import Rounding
 from kappaface_dist.head.softmax.products import triton_kernels
+from tests.machine_code import resources
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
@@ -31,7 +30,7 @@ C, G, D = 333, 40, 48
 
 def run_head(fused, device, *, steps=2, skip_step=None, **settings):
     settings = {"split_centres": False, "dtype": torch.bfloat16, **settings}
-    head = PartialFC(C, D, ArcFace(), fused=fused, device=device, **settings)
+    head = PartialFC(C, D, ArcFace(), fused="chunks" if fused else "off", device=device, **settings)
     assert (head.softmax.kernels(torch.device(device)) is not None) == fused
     losses, gradients = [], []
     for step in range(steps):
@@ -219,9 +218,6 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
     room for several blocks of 4 warps on a multiprocessor.
     """
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.compiler")
-    target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
     kernels = importlib.import_module("kappaface_dist.head.softmax.kernels")
     sizes = {"BLOCK_G": kernels.BLOCK_G, "BLOCK_R": kernels.BLOCK_R}
     if kernel == "_update_rows":
@@ -231,23 +227,10 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(
         sizes |= {"SEARCH_STEPS": 11, "SIZE": 512, "BLOCK_D": 512}
         sizes["BLOCK_R"] = kernels.UPDATE_TILE // 512
     constants = {**sizes, **settings}
-    function = getattr(kernels, kernel)
-    names = function.arg_names
-    if "constexprs" in inspect.signature(compiler.ASTSource).parameters:
-        signature = {name: types.get(name, "constexpr") for name in names}
-        constexprs = {(names.index(name),): value for name, value in constants.items()}
-        source = compiler.ASTSource(function, signature, constexprs)
-    else:  # Triton before 3.3, of torch 2.6
-        source = compiler.ASTSource(function, types, constants)
-    code = triton.compile(source, target=target).asm["cubin"]
-    (tmp_path / "kernel.cubin").write_bytes(code)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [str(tool), "-res-usage", str(tmp_path / "kernel.cubin")]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    counts = {name: int(count) for name, count in re.findall(r"([A-Z]+):(\d+)", usage)}
-    assert counts["STACK"] == counts["LOCAL"] == 0, f"registers are spilt: {usage}"
-    assert counts["REG"] <= MOST_REGISTERS[kernel], usage
-    assert counts["SHARED"] <= MOST_SHARED_BYTES, usage
+    counts = resources(getattr(kernels, kernel), types, constants, capability, tmp_path)
+    assert counts["STACK"] == counts["LOCAL"] == 0, f"registers are spilt: {counts}"
+    assert counts["REG"] <= MOST_REGISTERS[kernel], counts
+    assert counts["SHARED"] <= MOST_SHARED_BYTES, counts
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
