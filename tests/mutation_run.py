@@ -93,6 +93,15 @@ def read_dataset(path):
     return found
 
 
+def read_photos(path):
+    """A photo that cannot be read is named where it is read: a refusal."""
+    found = read_dataset(path)
+    for _, pixels in found:
+        if isinstance(pixels, str):
+            raise ValueError(pixels)
+    return found
+
+
 def read_pair_file(path):
     pairs = read_pairs(path)
     payloads = [bytes(payload) for payload in pairs.payloads]
@@ -216,7 +225,7 @@ SOURCES = {
     ".parquet": (table(".parquet"), read_dataset),
     ".arrow": (table(".arrow"), read_dataset),
     ".bin": (pair_file, read_pair_file),
-    "a photo of a folder": (photo_of_a_folder, read_dataset),
+    "a photo of a folder": (photo_of_a_folder, read_photos),
     "list of pairs": (
         text_file("pairs.txt", "\n".join(["16", *PAIRS]) + "\n"),
         lambda path: listed_pairs(path, PEOPLE),
