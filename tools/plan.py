@@ -6,13 +6,13 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 import argparse
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 from kappaface_dist import commands, options
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.data.sources.remote_store import is_remote, masked
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.capacity import NUM_RANKS, capacities
 from kappaface_dist.planning.host_memory import ranks_of_node
@@ -55,12 +55,16 @@ def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
     """The size given, or that of the dataset."""
     classes, images = arguments.classes, arguments.images
     if classes is None:
-        if not isinstance(config.data.train, str) or not Path(config.data.train).exists():
+        train = config.data.train or []
+        if any(map(is_remote, [train] if isinstance(train, str) else train)):
             raise ValueError(
-                f"data.train is {config.data.train}, which is not here to be counted: give"
-                " --classes and --images"
+                f"data.train is {masked(str(train))}, which would have to be fetched to be counted:"
+                " give --classes and --images"
             )
-        catalog = open_catalog(config.data.train)
+        try:
+            catalog = open_catalog(train)
+        except ValueError as error:
+            raise ValueError(f"{error}; or give --classes and --images") from error
         classes, images = catalog.num_classes, images or catalog.num_images
     if not 1 <= arguments.gpus <= classes < math.inf:
         raise ValueError(

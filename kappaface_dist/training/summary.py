@@ -60,7 +60,17 @@ def write_report(
         # Here, since matplotlib takes a second to import and only this rank draws, once.
         from kappaface_dist.training.run_plots import draw_plots
 
-        problems += attempt("plots", lambda: draw_plots(folder, classes, results))
+        problems += attempt(
+            "plots",
+            lambda: draw_plots(
+                folder,
+                classes,
+                results,
+                margin=job.head.class_margins.margin,
+                largest=int(job.catalog.count_C.max()),
+                step=steps,
+            ),
+        )
         problems += attempt(
             "intervals of the verification sets",
             lambda: described.update(describe_sets(job, results, pixels)),

@@ -1,16 +1,22 @@
 """The configurations for what people train: each fits where it says, and can be built."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from kappaface_dist.backbones import build_backbone
 from kappaface_dist.config.file import load_config
+from kappaface_dist.models.export import save_backbone
 from kappaface_dist.planning.backbone_memory import backbone_items
 from kappaface_dist.planning.memory import JobSize, head_items
 from kappaface_dist.planning.plan import USABLE_SHARE
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_time import DEVICES
+from kappaface_dist.planning.teacher import teacher_items
 from kappaface_dist.training.build import build_head, new_network
+from kappaface_dist.training.distillation import build_distiller
 from tests.commands import ROOT
 
 # The authors' numbers: identities, images.
@@ -35,7 +41,7 @@ def network_memory(config, ranks, kind):
     """Of a network once, as counting a large one takes seconds."""
     section = config.optimizer
     key = (repr(config.backbone), config.precision, config.data.batch_size, section.accumulate)
-    key += (section.name, section.clip_norm, ranks > 1, kind)
+    key += (section.name, section.clip_norm, ranks > 1, config.distill.model, kind)
     if key not in KNOWN:
         KNOWN[key] = backbone_items(config, ranks, kind)
     return KNOWN[key]
@@ -48,24 +54,37 @@ def num_ranks(name):
     return nodes * int(words[words.index("--nproc_per_node") + 1])
 
 
+def write_teacher(path, config):
+    """A network such as the recipe's teacher is, of random weights."""
+    network = build_backbone("r50", embedding_size=512, image_size=config.data.image_size)
+    save_backbone(path, network, name="r50", embedding_size=512, image_size=config.data.image_size)
+    return path
+
+
 def test_each_dataset_has_its_configurations():
     assert {name.split("_")[0] for name in (*CONFIGS, "glint360k")} == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "glint360k"])
-def test_it_fits_and_can_be_built(name):
+def test_it_fits_and_can_be_built(name, tmp_path):
     classes, images = SHAPES[name.split("_")[0]]
     ranks = num_ranks(name)
     config = load_config(ROOT / f"configs/{name}.yaml")
     count_C = np.full(classes, images // classes)
     gpu = {"finetune_r50": "v100-16", "finetune_cpu": "cpu"}.get(name, "a100-40")
     with pretend_ranks(ranks):
+        if config.distill.model:
+            teacher = write_teacher(tmp_path / "teacher.safetensors", config)
+            config = replace(config, distill=replace(config.distill, model=str(teacher)))
         size = JobSize(classes, images, ranks)
         if config.backbone.name not in LARGE:
             kind = DEVICES[gpu].kind
             memory = network_memory(config, ranks, kind) | head_items(config, size, kind)
+            memory |= teacher_items(config)
             total = sum(memory.values())
             assert total <= USABLE_SHARE * DEVICES[gpu].memory_bytes, f"{total:.3g} B on {gpu}"
+            assert ("teacher" in memory) == (config.distill.model is not None)
+            assert bool(build_distiller(config, torch.device("cpu"))) == ("teacher" in memory)
         head = build_head(config, count_C, torch.device("cpu"))
         assert len(head.classes) == -(-classes // ranks)
     # Parameters with shapes and no numbers: which network it is, and what the plan has counted.
