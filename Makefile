@@ -31,7 +31,8 @@ export OMP_NUM_THREADS ?= 1
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed $(FACES)/summary.json
-	$(BIN)/torchrun --standalone --nproc_per_node=$(NPROC) launch/train.py $(CONFIG) $(ARGS)
+	$(BIN)/python -m kappaface_dist torchrun --standalone --nproc_per_node=$(NPROC) \
+		launch/train.py $(CONFIG) $(ARGS)
 
 test: check $(MXNET)/.tried
 	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile

@@ -3,7 +3,7 @@
 kappaface                                      # what there is
 kappaface train configs/glint360k.yaml         # one process for each GPU
 kappaface make-record photos data/mine         # python tools/make_record.py photos data/mine
-torchrun --nproc_per_node=2 -m kappaface_dist evaluate MODEL --set NAME=PATH
+kappaface torchrun --nproc_per_node=2 -m kappaface_dist evaluate MODEL --set NAME=PATH
 eval "$(kappaface completion bash)"            # or zsh: Tab completes names of programs
 kappaface path launch/slurm/train.sbatch       # where the package has this file
 """
@@ -11,6 +11,7 @@ kappaface path launch/slurm/train.sbatch       # where the package has this file
 import ast
 import difflib
 import os
+import signal
 import sys
 import types
 from pathlib import Path
@@ -23,6 +24,7 @@ FOLDERS = ("configs", "launch", "tools")
 OWN = {
     "completion": "print what makes a shell complete the names: bash or zsh",
     "path": "print where a file of configs/, launch/ or tools/ lies",
+    "torchrun": "as torchrun, which ends with our sentence and our exit code",
 }
 # Names at the first word, files after it; zsh reads it by its bashcompinit.
 COMPLETION = """\
@@ -85,7 +87,7 @@ def torchrun_command(arguments: list[str], num_gpus: int) -> list[str]:
     if num_gpus < 2 or asks_only or "RANK" in os.environ:
         return []
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *(sys.executable, "-m", kappaface_dist.__name__, "torchrun", "--standalone"),
         *(f"--nproc_per_node={num_gpus}", str(programs()["train"]), *arguments),
     ]
 
@@ -102,9 +104,36 @@ def run_program(name: str, arguments: list[str]) -> None:
         import torch  # which the training needs anyway, and nothing before
 
         if launcher := torchrun_command(arguments, torch.cuda.device_count()):
-            print(" ".join(["torchrun", *launcher[3:]]), file=sys.stderr, flush=True)
+            print(" ".join(["kappaface", *launcher[3:]]), file=sys.stderr, flush=True)
             os.execv(launcher[0], launcher)
     run_as_main(known[found], [f"kappaface {found}", *arguments])
+
+
+def run_torchrun(arguments: list[str]) -> None:
+    """torchrun, without its traceback: the last line is the one of the process that failed first,
+    and the exit code is that one's, too.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(arguments)
+    except SignalException as stopped:
+        if stopped.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from stopped
+        print(f"stopped by {stopped.sigval.name}", file=sys.stderr)
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        told = failure.error_file_data.get("message")
+        # Without a word of its own: killed, or a program that is not ours.
+        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"code {failure.exitcode}"
+        sentence = f"error: rank {rank} ended with {how}, its lines above may say why"
+        if isinstance(told, dict):
+            sentence = str(told["message"])
+        print(sentence, file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
 
 
 def run_as_main(program: Path, argv: list[str]) -> None:
@@ -125,6 +154,8 @@ def choose() -> None:
         print(overview(), end="")
     elif name in ("-V", "--version"):
         print(f"kappaface_dist {kappaface_dist.__version__}")
+    elif name == "torchrun":
+        run_torchrun(arguments)
     elif name in OWN and len(arguments) != 1:
         raise ValueError(f"kappaface {name} takes one argument: {OWN[name]}")
     elif name == "completion":

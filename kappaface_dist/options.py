@@ -65,17 +65,26 @@ def add_image_size(parser: argparse.ArgumentParser, text: str = "height and widt
     _add(parser, "--image-size", None, 112, "PIXELS", text)
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    """Threads of this process; 0, the default, for one on each core."""
-    text = "that work side by side, 0 for one on each core (default: 0)"
+def add_threads(
+    parser: argparse.ArgumentParser, text: str = "that work side by side, 0 for one on each core"
+) -> None:
+    """Threads of this process; 0, the default, for as many as text says."""
+    text = f"{text} (default: 0)"
     parser.add_argument("--threads", type=count, default=0, metavar="THREADS", help=text)
 
 
 def add_device(
-    parser: argparse.ArgumentParser, default: str = "cpu", *, kind: Callable[[str], str] = device
+    parser: argparse.ArgumentParser,
+    default: str | None = "cpu",
+    *,
+    kind: Callable[[str], str] = device,
 ) -> None:
-    """What computes; kind checks the name, str leaves it to the tool."""
-    text = "cpu, cuda, or one of several GPUs, cuda:1 (default: %(default)s)"
+    """What computes; kind checks the name, str leaves it to the tool.
+
+    Without a default it is a GPU for each process where there is one.
+    """
+    otherwise = "%(default)s" if default else "a GPU for each process, cpu where there is none"
+    text = f"cpu, cuda, or one of several GPUs, cuda:1 (default: {otherwise})"
     parser.add_argument("--device", type=kind, default=default, metavar="DEVICE", help=text)
 
 

@@ -26,10 +26,14 @@ import numpy as np
 from PIL import Image
 
 from kappaface_dist.data.images import decode_picture
+from kappaface_dist.data.prepare.drop_list import read_drop_list
 from kappaface_dist.data.prepare.landmarks import read_landmarks
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.data.sources.recordio import RecordReader
+from kappaface_dist.evaluation.sets.face_lists import read_faces
+from kappaface_dist.evaluation.sets.group_file import read_groups
 from kappaface_dist.evaluation.sets.pair_file import read_pairs, write_pairs
+from kappaface_dist.evaluation.sets.pair_lists import listed_pairs
 from tests.integration.test_mutated_data import KINDS, mutated, payload_of
 from tests.unit.data.made_records import jpeg, write_records
 from tests.unit.data.sources.test_tar_source import write_tar
@@ -37,7 +41,7 @@ from tests.unit.data.sources.test_tar_source import write_tar
 SECONDS = 300  # then a child is ended
 EACH = 20  # files of one process; where it dies, each of them gets its own
 # Where nobody but a reader of the text can tell that its end is missing.
-TEXTS = (".names", "landmarks")
+TEXTS = (".names", "landmarks", "list of pairs", "list of groups", "list of classes")
 LOGGER = logging.getLogger("kappaface_dist")
 
 
@@ -86,6 +90,15 @@ def read_dataset(path):
         except (ValueError, OSError) as error:
             pixels = str(error)
         found.append((int(catalog.label_I[i]), pixels))
+    return found
+
+
+def read_photos(path):
+    """A photo that cannot be read is named where it is read: a refusal."""
+    found = read_dataset(path)
+    for _, pixels in found:
+        if isinstance(pixels, str):
+            raise ValueError(pixels)
     return found
 
 
@@ -173,6 +186,34 @@ def read_picture(path):
     return decode_picture(path.read_bytes()).tobytes()
 
 
+def photo_of_a_folder(folder):
+    """A folder per person, of which one photo is damaged."""
+    for i in range(12):
+        place = folder / "people" / f"p{i // 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i}.jpg").write_bytes(jpeg(i, 16))
+    return folder / "people", folder / "people" / "p1" / "4.jpg"
+
+
+def text_file(name, text):
+    def make(folder):
+        (folder / name).write_text(text)
+        return folder / name, folder / name
+
+    return make
+
+
+PEOPLE = {f"p{k}": [Path(f"p{k}/p{k}_{i:04}.jpg") for i in range(1, 5)] for k in range(8)}
+PAIRS = [f"p{k}\t{i}\t{i + 1}" for k in range(8) for i in (1, 2)]
+PAIRS += [f"p{k}\t{i}\tp{(k + 1) % 8}\t{i}" for k in range(8) for i in (1, 2)]
+FACES = {"path": [f"{i}.jpg" for i in range(20)], "id": [f"p{i // 4}" for i in range(20)]}
+
+
+def read_list_of_faces(path):
+    found = read_faces(path)
+    return list(zip(map(str, found.paths), found.names, strict=True))
+
+
 SOURCES = {
     **{f"picture, {kind}": (picture(kind), read_picture) for kind in KINDS},
     "picture, 16-bit PNG": (deep_picture, read_picture),
@@ -184,6 +225,23 @@ SOURCES = {
     ".parquet": (table(".parquet"), read_dataset),
     ".arrow": (table(".arrow"), read_dataset),
     ".bin": (pair_file, read_pair_file),
+    "a photo of a folder": (photo_of_a_folder, read_photos),
+    "list of pairs": (
+        text_file("pairs.txt", "\n".join(["16", *PAIRS]) + "\n"),
+        lambda path: listed_pairs(path, PEOPLE),
+    ),
+    "list of faces": (text_file("faces.json", json.dumps(FACES)), read_list_of_faces),
+    "list of groups": (
+        text_file("groups.txt", "".join(f"p{k} g{k % 2}\n" for k in range(8))),
+        lambda path: [
+            part if isinstance(part, int | list) else part.tolist()
+            for part in read_groups(path, sorted(PEOPLE), 30)
+        ],
+    ),
+    "list of classes": (
+        text_file("drop.tsv", "".join(f"{k}\tp{k}\n" for k in range(8))),
+        read_drop_list,
+    ),
     "landmarks": (landmarks, lambda path: [(name, p.tolist()) for name, p in read_landmarks(path)]),
 }
 
@@ -232,7 +290,7 @@ def run(kind, num_files, seed):
         assert original, kind
         kept = folder / "kept"
         kept.mkdir()
-        for file in folder.iterdir():
+        for file in target.parent.iterdir():
             if file.is_file():
                 shutil.copy2(file, kept)
         good = target.read_bytes()

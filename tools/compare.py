@@ -21,8 +21,9 @@ from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.data.align import align_face
 from kappaface_dist.data.images import decode_picture
 from kappaface_dist.data.prepare.landmarks import YuNetDetector, read_landmarks
+from kappaface_dist.models import command_line
 from kappaface_dist.models.comparison import compare_all
-from kappaface_dist.models.embedder import Embedder, load_embedder
+from kappaface_dist.models.embedder import Embedder, embedder_of
 
 
 def main() -> None:
@@ -31,12 +32,15 @@ def main() -> None:
         raise ValueError("one photo is named, expected two or more to compare")
     if not 0 < args.far < 1:
         raise ValueError(f"--far is {args.far}, expected a share between 0 and 1 such as 1e-3")
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
     for place in args.places:
         if not place.exists():
             raise ValueError(f"there is no {place}: name a photo or a folder of photos")
-    embedder = load_embedder(args.model)
+    embedder = embedder_of(*command_line.start(args))
+    command_line.stop(lambda: compare(args, embedder))
+
+
+def compare(args: argparse.Namespace, embedder: Embedder) -> None:
+    """Compare, print and write."""
     threshold = args.threshold
     if threshold is None:
         threshold = embedder.threshold(args.far, args.set)
@@ -65,7 +69,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="export, its folder, checkpoint or run")
+    command_line.add_model(parser)
     parser.add_argument("places", nargs="+", type=Path, metavar="PHOTO", help="or folder")
     parser.add_argument(
         "--far", type=float, default=1e-3, help="false accept rate (default: %(default)s)"
@@ -75,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--landmarks", type=Path, metavar="FILE")
     source.add_argument("--detector", type=Path, metavar="ONNX", help="the largest face is taken")
-    options.add_batch_size(parser)
+    command_line.add_computing(parser)
     options.add_json(parser)
     return parser.parse_args()
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.files import (
     LabelledImages,
     open_images,
     write_npy,
     write_parquet,
 )
-from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings, aligned_images
 from kappaface_dist.models import command_line
 from kappaface_dist.models.saved_model import SavedModel
 from kappaface_dist.parallel import ranks as parallel
@@ -29,29 +28,12 @@ from kappaface_dist.parallel import ranks as parallel
 
 def main() -> None:
     args = parse_args()
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    model, device = command_line.start(args.model)
-    size = model.settings.image_size
+    model, device = command_line.start(args)
     dataset = parallel.rank0_first(lambda: open_images(args.images))
-    images = ImageList(
-        count=dataset.count,
-        read=dataset.read,
-        decode=lambda number, payload: decode_image(payload, size),
-        where=dataset.where,
-    )
-    with command_line.image_bar("images of this process", leave=True) as bar:
-        stored = embed_to_folder(
-            model.network,
-            images,
-            Path(args.out) / "parts",
-            settings={"weights": model.embeds_as, "image_size": str(size)},
-            batch_size=args.batch_size,
-            device=device,
-            flip=args.flip,
-            keep_unreadable=True,
-            progress=bar.update,
-        )
+    size = model.settings.image_size
+    images = aligned_images(dataset.count, dataset.read, dataset.where, size)
+    parts, name = Path(args.out) / "parts", "images of this process"
+    stored = command_line.embed(args, model, device, images, parts, name, flip=args.flip)
     command_line.stop(lambda: publish(args, model, dataset, stored))
 
 
@@ -61,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("images", metavar="IMAGES", help="a .rec file, or a folder")
     parser.add_argument("out", metavar="OUT", help="folder for the result")
     parser.add_argument("--format", choices=("npy", "parquet"), default="npy")
-    options.add_batch_size(parser)
+    command_line.add_computing(parser)
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,

@@ -32,7 +32,7 @@ def main() -> None:
         )
     command_line.check_arguments(args)
 
-    model, device = command_line.start(args.model)
+    model, device = command_line.start(args)
     reports = {}
     for name, path in paths.items():
         with command_line.image_bar(name) as bar:

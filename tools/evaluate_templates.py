@@ -35,7 +35,7 @@ from kappaface_dist.parallel import ranks as parallel
 def main() -> None:
     args = parse_args()
     command_line.check_arguments(args)
-    model, device = command_line.start(args.model)
+    model, device = command_line.start(args)
     templates = parallel.agree(lambda: read_template_set(args.set))
     with command_line.image_bar(templates.name) as bar:
         stored = embed_template_images(

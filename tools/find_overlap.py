@@ -20,8 +20,7 @@ import torch
 
 from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.data.images import decode_image
-from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings, aligned_images
 from kappaface_dist.evaluation.overlap.files import match_entry, write_lists
 from kappaface_dist.evaluation.overlap.matches import find_overlap
 from kappaface_dist.evaluation.overlap.people import People, open_people
@@ -41,7 +40,7 @@ from kappaface_dist.parallel import ranks as parallel
 def main() -> None:
     args = parse_args()
     check_arguments(args)
-    model, device = command_line.start(args.model)
+    model, device = command_line.start(args)
     places = {"train": args.train} | ({"test": args.test} if args.test else {})
     people = {
         name: parallel.rank0_first(lambda place=place: open_people(place, args.images_each))  # type: ignore[misc]
@@ -73,7 +72,7 @@ def parse_args() -> argparse.Namespace:
         metavar="IMAGES",
         help="of each class of a dataset at most so many are looked at (default: %(default)s)",
     )
-    options.add_batch_size(parser)
+    command_line.add_computing(parser)
     options.add_bootstrap(parser, NUM_REPLICATES, "the verification's")
     options.add_json(parser)
     return parser.parse_args()
@@ -83,10 +82,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Before hours of work: raise ValueError for what cannot be meant."""
     if not 0 < args.false_share < 1:
         raise ValueError(f"--false-share is {args.false_share}, expected a share between 0 and 1")
-    for name in ("images_each", "batch_size"):
-        if getattr(args, name) < 1:
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{option} is {getattr(args, name)}, expected 1 or more")
+    if args.images_each < 1:
+        raise ValueError(f"--images-each is {args.images_each}, expected 1 or more")
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     if args.test is None and Path(args.train).suffix == ".bin":
@@ -100,24 +97,11 @@ def embed(
 ) -> StoredEmbeddings:
     """Embed the images that are looked at, where that is not done yet; collective."""
     size = model.settings.image_size
-    images = ImageList(
-        count=len(people.person_I),
-        read=people.read,
-        decode=lambda number, payload: decode_image(payload, size),
-        where=people.where,
-    )
-    with command_line.image_bar(name) as bar:
-        return embed_to_folder(
-            model.network,
-            images,
-            args.out / "embeddings" / f"{name}_{model.embeds_as[:12]}",
-            settings={"weights": model.embeds_as, "image_size": str(size)},
-            batch_size=args.batch_size,
-            device=device,
-            # A verification set with an unreadable image has no accuracy.
-            keep_unreadable=people.pairs is None,
-            progress=bar.update,
-        )
+    images = aligned_images(len(people.person_I), people.read, people.where, size)
+    folder = args.out / "embeddings" / f"{name}_{model.embeds_as[:12]}"
+    # A verification set with an unreadable image has no accuracy.
+    keep = people.pairs is None
+    return command_line.embed(args, model, device, images, folder, name, keep_unreadable=keep)
 
 
 def publish(

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.files import unit_parts
-from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings, aligned_images
 from kappaface_dist.evaluation.one_to_many.faces import identify_faces
 from kappaface_dist.evaluation.reports.identification import write_identification_report
 from kappaface_dist.evaluation.sets.face_lists import FaceList, read_distractors, read_faces
@@ -36,7 +35,7 @@ def main() -> None:
     if not args.gallery and not args.distractors:
         raise ValueError("neither --gallery nor --distractors is given: where is one to search?")
     command_line.check_arguments(args)
-    model, device = command_line.start(args.model)
+    model, device = command_line.start(args)
     lists = parallel.agree(lambda: read_lists(args))
     stored = {name: embed(args, model, name, faces, device) for name, faces in lists.items()}
     command_line.stop(lambda: publish(args, model, lists, stored, device))
@@ -69,24 +68,14 @@ def embed(
     args: argparse.Namespace, model: SavedModel, name: str, faces: FaceList, device: torch.device
 ) -> StoredEmbeddings:
     """Embed a list into the cache, where it is not there yet; collective."""
-    size = model.settings.image_size
-    images = ImageList(
-        count=len(faces.paths),
-        read=lambda number: faces.paths[number].read_bytes(),
-        decode=lambda number, payload: decode_image(payload, size),
-        where=lambda number: str(faces.paths[number]),
+    images = aligned_images(
+        len(faces.paths),
+        lambda number: faces.paths[number].read_bytes(),
+        lambda number: str(faces.paths[number]),
+        model.settings.image_size,
     )
-    with command_line.image_bar(name) as bar:
-        return embed_to_folder(
-            model.network,
-            images,
-            Path(args.cache) / f"{name}_{model.embeds_as[:12]}",
-            settings={"weights": model.embeds_as, "image_size": str(size)},
-            batch_size=args.batch_size,
-            device=device,
-            keep_unreadable=True,
-            progress=bar.update,
-        )
+    folder = Path(args.cache) / f"{name}_{model.embeds_as[:12]}"
+    return command_line.embed(args, model, device, images, folder, name)
 
 
 def without_unreadable(faces: FaceList, rows_ID: np.ndarray) -> tuple[FaceList, np.ndarray]:

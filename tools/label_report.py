@@ -18,10 +18,9 @@ import torch
 
 from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.data.images import decode_image
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
 from kappaface_dist.evaluation.embedding.files import unit_parts
-from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
+from kappaface_dist.evaluation.embedding.store import StoredEmbeddings, aligned_images
 from kappaface_dist.evaluation.label_noise import find_label_noise
 from kappaface_dist.models import command_line
 from kappaface_dist.models.label_report import write_label_report
@@ -31,9 +30,7 @@ from kappaface_dist.parallel import ranks as parallel
 
 def main() -> None:
     args = parse_args()
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
-    model, device = command_line.start(args.model)
+    model, device = command_line.start(args)
     data = args.data or (model.config or {}).get("data", {}).get("train")
     if not data:
         raise ValueError(f"{args.model} does not say what it was trained on: give --data")
@@ -42,24 +39,9 @@ def main() -> None:
     out = Path(args.out or Path(args.model) / "labels")
     catalog = parallel.rank0_first(lambda: open_catalog(data))
     size = model.settings.image_size
-    images = ImageList(
-        count=catalog.num_images,
-        read=catalog.read,
-        decode=lambda number, payload: decode_image(payload, size),
-        where=catalog.where,
-    )
-    with command_line.image_bar("images of this process", leave=True) as bar:
-        stored = embed_to_folder(
-            model.network,
-            images,
-            out / "parts",
-            settings={"weights": model.embeds_as, "image_size": str(size)},
-            batch_size=args.batch_size,
-            device=device,
-            flip=True,
-            keep_unreadable=True,
-            progress=bar.update,
-        )
+    images = aligned_images(catalog.num_images, catalog.read, catalog.where, size)
+    name = "images of this process"
+    stored = command_line.embed(args, model, device, images, out / "parts", name)
     command_line.stop(lambda: publish(args, out, catalog, model, stored, device))
 
 
@@ -68,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     command_line.add_model(parser)
     parser.add_argument("--data", nargs="+", help="default: what the run was trained on")
     parser.add_argument("--out", metavar="FOLDER", help="default: labels in the run's folder")
-    options.add_batch_size(parser)
+    command_line.add_computing(parser)
     options.add_json(parser)
     return parser.parse_args()
 

@@ -5,13 +5,13 @@ python tools/plan.py configs/glint360k.yaml --gpus 64 --gpu h200 --classes 10e6 
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from kappaface_dist import commands, options
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
+from kappaface_dist.data.sources.remote_store import is_remote, masked
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.capacity import NUM_RANKS, capacities
 from kappaface_dist.planning.fitting import counted
@@ -62,12 +62,16 @@ def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
     owns, classes, images = datasets(config), arguments.classes, arguments.images
     if classes is None:
         for own in owns.values():
-            if not isinstance(own.data.train, str) or not Path(own.data.train).exists():
+            train = own.data.train or []
+            if any(map(is_remote, [train] if isinstance(train, str) else train)):
                 raise ValueError(
-                    f"data.train is {own.data.train}, which is not here to be counted: give"
-                    " --classes and --images"
+                    f"data.train is {masked(str(train))}, which would have to be fetched to be"
+                    " counted: give --classes and --images"
                 )
-        found = counted(config)
+        try:
+            found = counted(config)
+        except ValueError as error:
+            raise ValueError(f"{error}; or give --classes and --images") from error
         classes, images = [number for number, _ in found], images or [number for _, number in found]
     # Without a number of images only the time in all is unknown; the field's sets have about 40.
     images = images or [40 * number for number in classes]

@@ -5,7 +5,7 @@ from typing import Any
 
 from kappaface_dist.config.datasets import called, datasets
 from kappaface_dist.config.keys import Config, Distill
-from kappaface_dist.config.rules import Rule, all_keys, check_finite, check_value, shown
+from kappaface_dist.config.rules import Rule, all_keys, brief, check_finite, check_value
 
 RULES = dict(all_keys(Config))
 CHOICES = {name: rule.choices for name, rule in RULES.items() if rule.choices}
@@ -116,7 +116,7 @@ def _check_sampling(config: Config) -> None:
     rising = all(a < b for a, b in itertools.pairwise(epochs))
     if not rates or len(epochs) < len(rates) or not whole or not rising or epochs[0] != 0:
         raise ValueError(
-            f"{name} is {shown(rates)}: give a share, or [epoch, share] pairs with whole and rising"
+            f"{name} is {brief(rates)}: give a share, or [epoch, share] pairs with whole and rising"
             " epochs from 0 on, as [[0, 0.1], [15, 1.0]]"
         )
     for _, rate in rates:
@@ -147,5 +147,5 @@ def _check_model(config: Config) -> None:
         ours = any(f"{known}.".startswith(f"{name}.") for known in PROBLEM)
         if not ours and not name.startswith(("margin.", "data.train.")):
             raise ValueError(
-                f"run.accept_changes names {shown(name)}: choose from {', '.join(PROBLEM)}"
+                f"run.accept_changes names {brief(name)}: choose from {', '.join(PROBLEM)}"
             )

@@ -11,7 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from kappaface_dist.config.keys import MARGIN_KEYS_OF_ALL, Config, TrainSet
-from kappaface_dist.config.rules import shown
+from kappaface_dist.config.rules import brief
 
 # Of a checkpoint's tensors, behind "head.".
 TAKEN_NAMES = ("weight", "margin", "optimizer", "statistics", "memory")
@@ -95,7 +95,7 @@ def _margin(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"data.train has a dataset named {shown(name)}: names are a letter, then letters,"
+            f"data.train has a dataset named {brief(name)}: names are a letter, then letters,"
             " digits and _, 60 at most"
         )
     if name in TAKEN_NAMES:

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from kappaface_dist.config.rules import shown
+from kappaface_dist.config.rules import brief
 
 NULLS = ("", "~", "null", "Null", "NULL")
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -192,7 +192,7 @@ def _node(node: Node) -> str:
 
 def _text(text: str) -> str:
     """Plain where nothing in it needs quotes."""
-    return text if re.fullmatch(r"[\w.+-]{1,60}", text) else shown(text)
+    return text if re.fullmatch(r"[\w.+-]{1,60}", text) else brief(text)
 
 
 def _refuse_tags(loader: yaml.SafeLoader, node: Node, seen: set[int]) -> None:

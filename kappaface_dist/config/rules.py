@@ -67,7 +67,7 @@ def check_value(name: str, value: Any, rule: Rule) -> None:
         # 1 == True, and is none of the choices.
         if not any(value == choice and type(value) is type(choice) for choice in rule.choices):
             words = ", ".join(str(choice).lower() for choice in rule.choices)
-            raise ValueError(f"{name} is {shown(value)}: choose one of {words}")
+            raise ValueError(f"{name} is {brief(value)}: choose one of {words}")
     elif isinstance(value, list):
         for item in value:
             check_value(name, item, rule)
@@ -88,28 +88,28 @@ def check_finite(name: str, value: float) -> None:
     # Before anything turns it into a float: 10**400 cannot be one.
     if isinstance(value, int):
         if abs(value) > LARGEST:
-            raise ValueError(f"{name} is {shown(value)}: it must be at most {LARGEST:.1e}")
+            raise ValueError(f"{name} is {brief(value)}: it must be at most {LARGEST:.1e}")
     elif not math.isfinite(value):
         raise ValueError(f"{name} is {value}: it must be a finite number")
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value as messages have it: on one line, and not longer than one."""
     return _SHORT.repr(value)
 
 
 def _check_text(name: str, text: str) -> None:
     if not text.strip():
-        raise ValueError(f"{name} is {shown(text)}, which is empty: leave the key out instead")
+        raise ValueError(f"{name} is {brief(text)}, which is empty: leave the key out instead")
     for place, character in enumerate(text):
         if unicodedata.category(character) in CONTROL or character in BIDIRECTIONAL:
             raise ValueError(
-                f"{name} is {shown(text)}, with the control character U+{ord(character):04X} at"
+                f"{name} is {brief(text)}, with the control character U+{ord(character):04X} at"
                 f" place {place}, which could forge lines of the log: take it out"
             )
     if "${" in text:
         raise ValueError(
-            f"{name} is {shown(text)}: nothing is filled in, neither from the environment nor from"
+            f"{name} is {brief(text)}: nothing is filled in, neither from the environment nor from"
             " other keys: write the value itself"
         )
 

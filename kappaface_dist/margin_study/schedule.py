@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kappaface_dist.commands import deaf_to_interrupts
 from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
 from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
 from kappaface_dist.margin_study.dataset import load_dataset
@@ -65,13 +66,14 @@ def run_experiment(
     )
     try:
         pending: dict[Future[str], int | None] = {}
-        if not (experiment.folder / "results" / "judge.npz").is_file():
-            pending[pool.submit(_judge, experiment)] = None
-        for seed in range(experiment.num_seeds):
-            if SOURCE not in experiment.arms or experiment.result(SOURCE, seed).is_file():
-                pending |= _controls(pool, experiment, seed)
-            else:
-                pending[pool.submit(_train_arm, experiment, SOURCE, seed)] = seed
+        with deaf_to_interrupts():  # to submit may start a process
+            if not (experiment.folder / "results" / "judge.npz").is_file():
+                pending[pool.submit(_judge, experiment)] = None
+            for seed in range(experiment.num_seeds):
+                if SOURCE not in experiment.arms or experiment.result(SOURCE, seed).is_file():
+                    pending |= _controls(pool, experiment, seed)
+                else:
+                    pending[pool.submit(_train_arm, experiment, SOURCE, seed)] = seed
         while pending:
             done, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in done:
@@ -79,8 +81,14 @@ def run_experiment(
                 num_trained += 1
                 progress(future.result())
                 if seed_or_none is not None:
-                    pending |= _controls(pool, experiment, seed_or_none)
+                    with deaf_to_interrupts():
+                        pending |= _controls(pool, experiment, seed_or_none)
         return num_trained
+    except KeyboardInterrupt:
+        # Trainings take minutes, and what is finished is kept.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -8,7 +8,9 @@ import torch
 from tqdm import tqdm
 
 from kappaface_dist import options
+from kappaface_dist.evaluation.embedding.store import ImageList, StoredEmbeddings, embed_to_folder
 from kappaface_dist.evaluation.resampling import NUM_REPLICATES
+from kappaface_dist.models.exported import ExportedNetwork
 from kappaface_dist.models.saved_model import SavedModel, open_model
 from kappaface_dist.parallel import ranks as parallel
 
@@ -22,9 +24,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Size of the batches, intervals, and where the results go."""
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """How the network computes: for `start`."""
     options.add_batch_size(parser)
+    options.add_device(parser, None)
+    text = "that the network computes with in each process, 0 for its own choice"
+    options.add_threads(parser, text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the network computes, intervals, and where the results go."""
+    add_computing(parser)
     options.add_bootstrap(parser, NUM_REPLICATES, "the confidence")
     parser.add_argument("--report", metavar="FOLDER", help="write the HTML report there")
     options.add_json(parser)
@@ -32,8 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Before hours of work: raise ValueError for what cannot be meant."""
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap is {args.bootstrap}, expected 0 (no intervals) or more")
     if args.report is not None and Path(args.report).exists() and not Path(args.report).is_dir():
@@ -57,18 +65,68 @@ def named_paths(option: str, sets: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
-def start(model: str) -> tuple[SavedModel, torch.device]:
-    """Join torchrun's processes, and open the model on this one's device; collective."""
-    device = parallel.start()
-    opened = parallel.agree(lambda: open_model(model))
-    opened.network.to(device)
-    return opened, device
+def start(args: argparse.Namespace) -> tuple[SavedModel, torch.device]:
+    """Join torchrun's processes, and open the model on this one's device; collective.
+
+    Args:
+        args: of `add_computing`, with the model.
+
+    Raises:
+        ValueError: an option cannot be meant, or the model cannot be read or computed there.
+    """
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size is {args.batch_size}, expected 1 or more")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = parallel.start(device_name=args.device)
+    on_cpu = args.device == "cpu"
+    model = parallel.agree(lambda: open_model(args.model, num_threads=args.threads, on_cpu=on_cpu))
+    exported = isinstance(model.network, ExportedNetwork) and not model.network.on_gpu
+    if exported and (args.device or "cpu") != "cpu":
+        raise ValueError(
+            f"--device is {args.device}, and {model.path} is computed on the CPU here: leave the"
+            " option out, or take the .safetensors file or the run"
+        )
+    model.network.to(device)
+    return model, device
 
 
-def image_bar(name: str, *, leave: bool = False) -> tqdm:
+def embed(
+    args: argparse.Namespace,
+    model: SavedModel,
+    device: torch.device,
+    images: ImageList,
+    folder: Path,
+    name: str,
+    *,
+    flip: bool = True,
+    keep_unreadable: bool = True,
+) -> StoredEmbeddings:
+    """Embed a list of images into a folder, where that is not done yet, with a bar; collective.
+
+    Args:
+        args: of `add_computing`.
+        name: of the images, for the bar.
+        flip, keep_unreadable: as for `embed_to_folder`.
+    """
+    with image_bar(name) as bar:
+        return embed_to_folder(
+            model.network,
+            images,
+            folder,
+            settings={"weights": model.embeds_as, "image_size": str(model.settings.image_size)},
+            batch_size=args.batch_size,
+            device=device,
+            flip=flip,
+            keep_unreadable=keep_unreadable,
+            progress=bar.update,
+        )
+
+
+def image_bar(name: str) -> tqdm:
     """Rank 0's images; the other ranks show nothing."""
     silent = True if parallel.rank() else None
-    return tqdm(desc=name, unit=" images", disable=silent, leave=leave)
+    return tqdm(desc=name, unit=" images", disable=silent, leave=False)
 
 
 def stop(publish: Callable[[], None]) -> None:

@@ -27,7 +27,7 @@ from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.embed import sum_over_flips
 from kappaface_dist.evaluation.protocol import rate_name
 from kappaface_dist.models.metadata import read_thresholds
-from kappaface_dist.models.saved_model import learnt, open_model
+from kappaface_dist.models.saved_model import SavedModel, learnt, open_model
 
 # A path, the bytes of an encoded picture, a PIL image, or pixels uint8 [H, W, 3], RGB.
 Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
@@ -147,7 +147,11 @@ def load_embedder(path: str | os.PathLike[str], device: torch.device | str = "cp
         RuntimeError: an .onnx file, and onnxruntime is not installed.
         OSError: the file cannot be read.
     """
-    model = open_model(Path(path))
+    return embedder_of(open_model(Path(path)), device)
+
+
+def embedder_of(model: SavedModel, device: torch.device | str = "cpu") -> Embedder:
+    """An opened model, for use on a device."""
     network = model.network.to(device)
 
     def run(image_B3HW: np.ndarray) -> np.ndarray:

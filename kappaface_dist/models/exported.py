@@ -18,11 +18,15 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 class ExportedNetwork(nn.Module):
-    """A function of arrays, float32 [B, 3, H, W] to [B, D], where a network is expected."""
+    """A function of arrays, float32 [B, 3, H, W] to [B, D], where a network is expected.
 
-    def __init__(self, run: Run):
+    Attributes:
+        on_gpu: whether it computes on a GPU, wherever its images come from.
+    """
+
+    def __init__(self, run: Run, *, on_gpu: bool = False):
         super().__init__()
-        self.run = run
+        self.run, self.on_gpu = run, on_gpu
 
     def forward(self, image_B3HW: torch.Tensor) -> torch.Tensor:
         embedding_BD = self.run(np.ascontiguousarray(image_B3HW.cpu().numpy()))
@@ -44,8 +48,14 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-def read_onnx(path: Path) -> tuple[ExportedNetwork, dict[str, str]]:
+def read_onnx(
+    path: Path, *, num_threads: int = 0, on_cpu: bool = False
+) -> tuple[ExportedNetwork, dict[str, str]]:
     """The network of an .onnx file and its metadata.
+
+    Args:
+        num_threads: of onnxruntime, 0 for its own choice.
+        on_cpu: though onnxruntime may have something faster.
 
     Raises:
         ValueError: onnxruntime does not read it.
@@ -56,11 +66,17 @@ def read_onnx(path: Path) -> tuple[ExportedNetwork, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file, expected an exported backbone.onnx")
     try:
-        session = runtime.InferenceSession(str(path), providers=runtime.get_available_providers())
+        chosen = ["CPUExecutionProvider"] if on_cpu else runtime.get_available_providers()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's own errors derive from nothing narrower
         raise ValueError(f"{path} is not a readable ONNX model: {error}") from error
     name = session.get_inputs()[0].name
-    network = ExportedNetwork(lambda image_B3HW: session.run(None, {name: image_B3HW})[0])
+    network = ExportedNetwork(
+        lambda image_B3HW: session.run(None, {name: image_B3HW})[0],
+        on_gpu=session.get_providers()[0] != "CPUExecutionProvider",
+    )
     return network, dict(session.get_modelmeta().custom_metadata_map)
 
 

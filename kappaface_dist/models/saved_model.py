@@ -51,13 +51,14 @@ class SavedModel:
         return self.file_digest or self.digest
 
 
-def open_model(path: str | Path) -> SavedModel:
+def open_model(path: str | Path, *, num_threads: int = 0, on_cpu: bool = False) -> SavedModel:
     """Read a backbone; every rank by itself, where there are several.
 
     Args:
         path: an exported backbone (.safetensors, .onnx, .pt2) or a folder of those, of which the
             first in this order is taken; a checkpoint folder; or a run folder, of which the last
             complete checkpoint is taken, and the export where no checkpoint is left.
+        num_threads, on_cpu: how onnxruntime computes, see `read_onnx`.
 
     Raises:
         ValueError: nothing usable is there, or it is damaged.
@@ -66,7 +67,7 @@ def open_model(path: str | Path) -> SavedModel:
     """
     place = Path(path)
     if not place.is_dir():
-        return _from_export(place)
+        return _from_export(place, num_threads, on_cpu)
     if (place / ".metadata").is_file():
         return _from_checkpoint(place)
     found = complete_checkpoints(place / "checkpoints")
@@ -75,21 +76,24 @@ def open_model(path: str | Path) -> SavedModel:
     for folder in (place / "export", place):
         for name in EXPORTS:
             if (folder / name).is_file():
-                return _from_export(folder / name)
+                return _from_export(folder / name, num_threads, on_cpu)
     raise ValueError(
         f"{place} is neither a checkpoint nor a run folder with one, nor a folder of exports:"
         f" expected .metadata, checkpoints/step_*/.metadata, or {', '.join(EXPORTS)}"
     )
 
 
-def _from_export(path: Path) -> SavedModel:
+def _from_export(path: Path, num_threads: int, on_cpu: bool) -> SavedModel:
     config_file = path.parent.parent / "config.yaml"
     config = to_dict(load_config(config_file)) if config_file.is_file() else None
     if path.suffix not in (".onnx", ".pt2"):
         network, settings = load_backbone(path)
         metadata = read_metadata(path)
         return SavedModel(network.eval(), settings, path, weights_digest(network), config, metadata)
-    exported, metadata = read_onnx(path) if path.suffix == ".onnx" else read_program(path)
+    if path.suffix == ".onnx":
+        exported, metadata = read_onnx(path, num_threads=num_threads, on_cpu=on_cpu)
+    else:
+        exported, metadata = read_program(path)
     try:
         settings = BackboneSettings.from_metadata(metadata)
         digest = metadata["weights_sha256"]

@@ -30,17 +30,23 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def start(timeout_minutes: float = 30.0) -> torch.device:
+def start(timeout_minutes: float = 30.0, device_name: str | None = None) -> torch.device:
     """Join the group that torchrun describes in the environment, if there is one.
 
+    Args:
+        device_name: cpu, cuda, or for one process cuda:1; without it, cuda where there is a GPU.
+
     Returns:
-        The device of this rank: one GPU per local rank where there are GPUs, otherwise the CPU.
+        The device of this rank: one GPU per local rank where GPUs are meant, otherwise the CPU.
 
     Raises:
+        ValueError: the device is not here, or is one for several processes.
         RuntimeError: there are GPUs, but fewer than processes on this machine.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
+    if number := _number_of_gpu(device_name):
+        local_rank = int(number)
+    if torch.cuda.is_available() and device_name != "cpu":
         if local_rank >= torch.cuda.device_count():
             raise RuntimeError(
                 f"local rank {local_rank} has no GPU, this machine shows"
@@ -63,6 +69,22 @@ def start(timeout_minutes: float = 30.0) -> torch.device:
             world_size=int(os.environ["WORLD_SIZE"]),
         )
     return device
+
+
+def _number_of_gpu(device_name: str | None) -> str:
+    """Of cuda:1 the 1; empty where every process takes its own. Raises what `start` does."""
+    if device_name in (None, "cpu"):
+        return ""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = str(device_name).partition(":")[2]
+    if num_gpus <= int(number or 0):
+        raise ValueError(f"the device is {device_name}, and torch finds {num_gpus} GPUs: name cpu")
+    if number and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            f"the device is {device_name} for {os.environ['WORLD_SIZE']} processes: name cuda, of"
+            " which each takes its own"
+        )
+    return number
 
 
 def take_rank(rank: int, num_ranks: int, port: int) -> None:

@@ -8,7 +8,7 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.together import Together
 from kappaface_dist.data.sources.catalog import Catalog, check_trainable, open_catalog
 from kappaface_dist.data.sources.finding import find_sources
-from kappaface_dist.data.sources.remote_store import CacheSettings, is_remote, shown
+from kappaface_dist.data.sources.remote_store import CacheSettings, is_remote, masked
 from kappaface_dist.parallel import ranks as parallel
 
 
@@ -31,7 +31,7 @@ def open_data(config: Config) -> Catalog:
         )
     else:
         catalog = parallel.rank0_first(lambda: open_catalog(train))
-    check_trainable(catalog, shown(str(config.data.train)), parallel.world_size())
+    check_trainable(catalog, masked(str(config.data.train)), parallel.world_size())
     return catalog
 
 

@@ -1,9 +1,28 @@
 """What the log says of the heads: of one, or of each with its dataset's name behind it."""
 
-from kappaface_dist.head import Heads, PartialFC
+from typing import NamedTuple
+
+import numpy as np
+
+from kappaface_dist.head import Heads, Margin, PartialFC
 from kappaface_dist.head.heads import heads_by_name
 
 Numbers = dict[str, float]
+
+
+class ClassTable(NamedTuple):
+    """The classes of a head at the end of a run, or some of them; κ is NaN where none was measured.
+
+    Attributes:
+        margin: the settings.
+        largest: images of the largest class.
+    """
+
+    images_C: np.ndarray
+    margin_C: np.ndarray
+    kappa_C: np.ndarray
+    margin: Margin
+    largest: int
 
 
 def start_counting(head: PartialFC | Heads) -> None:

@@ -19,7 +19,7 @@ from kappaface_dist.config.checks import PROBLEM
 from kappaface_dist.config.datasets import called, datasets
 from kappaface_dist.config.file import to_dict
 from kappaface_dist.config.keys import Config
-from kappaface_dist.config.rules import shown
+from kappaface_dist.config.rules import brief
 from kappaface_dist.data.loading.sampler import Shuffle
 from kappaface_dist.data.normalisation import PIXEL_MEAN, PIXEL_SCALE
 from kappaface_dist.data.sources.catalog import Catalog
@@ -213,7 +213,7 @@ def _data_text(data: Mapping[str, Any]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    return value if isinstance(value, str) and value.isprintable() else shown(value)
+    return value if isinstance(value, str) and value.isprintable() else brief(value)
 
 
 def _json(value: Any) -> Any:

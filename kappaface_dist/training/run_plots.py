@@ -1,7 +1,4 @@
-"""The pictures of a finished run: loss and accuracy, margins, concentrations, ROC.
-
-Shapes: C classes.
-"""
+"""The pictures of a finished run: loss and accuracy, margins, concentrations, ROC."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,8 @@ from matplotlib.figure import Figure
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import in_picture
 from kappaface_dist.evaluation.reports.plots import plot_roc
+from kappaface_dist.models.class_pictures import draw_classes
+from kappaface_dist.training.head_log import ClassTable, by_dataset
 from kappaface_dist.training.metrics_file import read_metrics
 from kappaface_dist.whole_files import whole_file
 
@@ -21,16 +20,29 @@ matplotlib.use("Agg")
 
 
 def draw_plots(
-    folder: Path, classes: dict[str, np.ndarray], results: dict[str, PairResult]
+    folder: Path,
+    classes: dict[str, ClassTable],
+    results: dict[str, PairResult],
+    *,
+    step: int,
 ) -> None:
-    """plots/*.png of a run."""
+    """plots/*.png of a run; of each of several datasets its classes in plots/NAME."""
     plots = folder / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     lines = read_metrics(folder / "metrics.jsonl")
     _draw(plots / "loss.png", lambda axes: _loss(axes, lines))
-    _draw(plots / "margins.png", lambda axes: _margins(axes, classes))
-    if np.isfinite(classes["concentration"]).any():
-        _draw(plots / "concentrations.png", lambda axes: _concentrations(axes, classes))
+    for name, table in classes.items():
+        (plots / name).mkdir(exist_ok=True)
+        draw_classes(
+            plots / name,
+            table.images_C,
+            table.margin_C,
+            table.kappa_C,
+            margin=table.margin,
+            largest=table.largest,
+            step=step,
+            history=[line | by_dataset(line).get(name, {}) for line in lines],
+        )
     curves = {name: result.roc for name, result in results.items() if result.roc is not None}
     if curves:
         plot_roc(plots / "roc.png", curves, "Verification")
@@ -62,46 +74,3 @@ def _loss(axes: Axes, lines: list[dict[str, float]]) -> None:
         right.plot(at, [line[key] for line in found], "o-", color=colour, markersize=4, label=label)
     right.set(ylabel="accuracy", ylim=(min(0.5, right.get_ylim()[0]), 1))
     right.legend(loc="center right")
-
-
-def _margins(axes: Axes, classes: dict[str, np.ndarray]) -> None:
-    measured_C = np.isfinite(classes["concentration"])
-    for mask_C, label, colour in (
-        (measured_C, "concentration measured", "tab:blue"),
-        (~measured_C, "not measured: neutral", "tab:orange"),
-    ):
-        if mask_C.any():
-            axes.scatter(
-                classes["images"][mask_C],
-                classes["margin"][mask_C],
-                s=9,
-                alpha=0.5,
-                label=f"{label} ({mask_C.sum()} classes)",
-                color=colour,
-                linewidths=0,
-            )
-    axes.set(
-        xlabel="images of the class",
-        ylabel="margin, radians",
-        title="Margin of each class",
-        xscale="log",
-        ylim=(0.0, None),
-    )
-    largest = int(classes["images"].max(initial=1))
-    ticks = [n * 10**power for power in range(8) for n in (1, 2, 5) if n * 10**power <= largest]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.legend()
-    axes.grid(alpha=0.3)
-
-
-def _concentrations(axes: Axes, classes: dict[str, np.ndarray]) -> None:
-    kappa_C = classes["concentration"][np.isfinite(classes["concentration"])]
-    axes.hist(kappa_C, bins=min(50, max(5, len(kappa_C) // 5)))
-    axes.axvline(kappa_C.mean(), color="tab:red", label=f"mean {kappa_C.mean():.0f}")
-    axes.set(
-        xlabel="concentration (kappa)",
-        ylabel="classes",
-        title="Concentration of the classes: low means hard",
-    )
-    axes.legend()

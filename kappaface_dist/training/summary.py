@@ -16,14 +16,13 @@ from kappaface_dist.config.keys import Config
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import one_line
 from kappaface_dist.evaluation.reports.pair_set import SetReport
-from kappaface_dist.head import PartialFC
 from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.models.export import save_backbone, weights_digest
 from kappaface_dist.models.metadata import learnt_facts
 from kappaface_dist.models.saved_model import backbone_settings
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import Job
-from kappaface_dist.training.head_log import head_numbers
+from kappaface_dist.training.head_log import ClassTable, head_numbers
 from kappaface_dist.training.metrics import Reporter
 from kappaface_dist.training.verification import baselines, describe_sets, write_verification
 
@@ -44,7 +43,7 @@ def write_report(
     """Write everything into the run folder and return the summary; collective."""
     folder = job.config.folder
     untrained, pixels = baselines(job, results)
-    classes = class_table(job)
+    classes = {name: _table_of(job, name) for name in job.catalogs}  # collective
     head = head_numbers(job.head)
     num_classes = sum(catalog.num_classes for catalog in job.catalogs.values())
     export = folder / "export" / "backbone.safetensors"
@@ -64,7 +63,10 @@ def write_report(
         # Here, since matplotlib takes a second to import and only this rank draws, once.
         from kappaface_dist.training.run_plots import draw_plots
 
-        problems += attempt("plots", lambda: draw_plots(folder, classes, results))
+        problems += attempt(
+            "plots",
+            lambda: draw_plots(folder, classes, results, step=steps),
+        )
         problems += attempt(
             "intervals of the verification sets",
             lambda: described.update(describe_sets(job, results, pixels)),
@@ -129,30 +131,21 @@ def start_reporter(config: Config, step: int, steps_left: int) -> Reporter | Non
     )
 
 
-def class_table(job: Job) -> dict[str, np.ndarray]:
-    """Images, margin and concentration of every class (evenly thinned out), one dataset's after
-    another's; on every rank.
-
-    Concentrations are NaN where none was measured.
-    """
-    heads = heads_by_name(job.head)
-    tables = [_table_of(head, job.catalogs[name].count_C) for name, head in heads.items()]
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-
-
-def _table_of(head: PartialFC, count_C: np.ndarray) -> dict[str, np.ndarray]:
+def _table_of(job: Job, name: str) -> ClassTable:
+    """The classes of a dataset (evenly thinned out); on every rank. Collective."""
+    head, count_C = heads_by_name(job.head)[name], job.catalogs[name].count_C
     stride = -(-head.num_classes // MAX_PLOTTED_CLASSES)
     first = -head.classes.start % stride
     kappa_K = torch.full_like(head.margins(), torch.nan)
     if head.class_margins.statistics is not None:
         kappa_K = head.class_margins.statistics.kappa_K
-    own = {
-        "images": count_C[head.classes.start : head.classes.stop][first::stride],
-        "margin": head.margins()[first::stride].cpu().numpy(),
-        "concentration": kappa_K[first::stride].cpu().numpy(),
-    }
-    parts = parallel.gather_objects(own)
-    return {name: np.concatenate([part[name] for part in parts]) for name in own}
+    own = (
+        count_C[head.classes.start : head.classes.stop][first::stride],
+        head.margins()[first::stride].cpu().numpy(),
+        kappa_K[first::stride].cpu().numpy(),
+    )
+    images, margin, kappa = map(np.concatenate, zip(*parallel.gather_objects(own), strict=True))
+    return ClassTable(images, margin, kappa, head.margin, int(count_C.max()))
 
 
 def summary_table(summary: dict[str, Any]) -> str:

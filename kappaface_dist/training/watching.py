@@ -49,12 +49,23 @@ class Curve:
         """From the lowest to the highest."""
         return f"{self.written(min(self.value))} to {self.written(max(self.value))}"
 
+    @property
+    def flat(self) -> bool:
+        """Whether all values are written alike: a rounding is no rise."""
+        return self.written(min(self.value)) == self.written(max(self.value))
+
     def points(self, width: int, height: int) -> str:
-        """Of an SVG polyline in so many units; the highest value at the top."""
+        """Of an SVG polyline in so many units; the highest value at the top.
+
+        What is flat lies in the middle. So does a single value, of which there would be nothing to
+        see.
+        """
         steps, values = thinned(self.step, POINTS), thinned(self.value, POINTS)
+        if len(steps) == 1 or self.flat:
+            return f"0.0,{height / 2:.1f} {width:.1f},{height / 2:.1f}"
         across = (steps[-1] - steps[0]) or 1.0
         low = min(self.value)
-        up = (max(self.value) - low) or 1.0
+        up = max(self.value) - low
         return " ".join(
             f"{(step - steps[0]) / across * width:.1f},{height - (value - low) / up * height:.1f}"
             for step, value in zip(steps, values, strict=True)
@@ -120,7 +131,8 @@ def in_terminal(view: View) -> str:
     rows = [f"{view.name}: {view.state}"]
     width = max((len(curve.title) for curve in view.curves), default=0)
     for curve in view.curves:
-        bars = sparkline(thinned(curve.value, COLUMNS))
+        values = thinned(curve.value, COLUMNS)
+        bars = sparkline([0.0] * len(values) if curve.flat else values)
         rows.append(f"  {curve.title:{width}}  {bars:{COLUMNS}}  {curve.last}  ({curve.span})")
     return "\n".join(rows)
 

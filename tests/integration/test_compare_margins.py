@@ -1,12 +1,18 @@
 """The comparison from end to end, small, and what it says to wrong input."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 from kappaface_dist.evaluation.sets.pair_file import read_pairs, write_pairs
-from tests.commands import exit_line, python
+from kappaface_dist.margin_study.dataset import ARRAYS
+from tests.commands import ENVIRONMENT, ROOT, exit_line, python
 
 TOOL = "tools/compare_margins.py"
 SMALL = (
@@ -75,6 +81,28 @@ def test_a_record_of_the_user_made_long_tailed(faces, tmp_path):
     label_I = np.load(tmp_path / "out" / "data" / "label_I.npy")
     np.testing.assert_array_equal(count_C, np.bincount(label_I))
     assert count_C.min() >= 2
+
+
+def test_ctrl_c_ends_it_with_one_line(faces, tmp_path):
+    """Sent to the whole group, as a terminal does, while the trainings' processes start or work."""
+    out = tmp_path / "out"
+    small = ("--quick", "--image-size", 16, "--embedding-size", 16, "--epochs", 1000)
+    data = ("--train", faces / "train.rec", "--pairs", faces / "unseen.bin", "--out", out)
+    started = subprocess.Popen(
+        [sys.executable, TOOL, *map(str, (*small, *data, "--seeds", 1, "--processes", 2))],
+        cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not all((out / "data" / f"{name}.npy").is_file() for name in ARRAYS):
+        assert started.poll() is None, started.stderr.read()
+        time.sleep(0.05)
+    time.sleep(3)
+    os.killpg(started.pid, signal.SIGINT)
+    said = started.communicate(timeout=100)[1]
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.rstrip().endswith("stopped by Ctrl-C")
+    assert not list((out / "results").glob("*.part"))
 
 
 @pytest.mark.parametrize(

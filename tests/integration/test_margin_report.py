@@ -54,6 +54,9 @@ def test_report(run_folder, faces):
     assert report["neutral_share"] == 0
     names = {"margins.png", "concentrations.png", "identities.png", "report.md", "reliability.png"}
     assert {path.name for path in (run_folder / "margins").iterdir()} == names
+    for name in ("margins.png", "concentrations.png"):  # the run's own are these
+        drawn = (run_folder / "margins" / name).read_bytes()
+        assert (run_folder / "plots" / name).read_bytes() == drawn, name
     text = (run_folder / "margins" / "report.md").read_text()
     assert "![identities](identities.png)" in text
     found = report["reliability"]

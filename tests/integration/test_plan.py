@@ -14,7 +14,8 @@ from kappaface_dist.planning.plan import make_plan, planned_calls, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.rehearsal import rehearse
 from kappaface_dist.planning.step_time import DEVICES, head_seconds
-from tests.commands import python
+from tests.commands import exit_line, python
+from tests.unit.data.made_records import write_records
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -233,3 +234,24 @@ def test_the_commands(tmp_path):
     done = python("tools/rehearse.py", config, *small, "--ranks", 16, "--classes", 1000)
     assert done.returncode == 0, done.stderr
     assert "4 collectives a step, as planned" in done.stdout
+
+
+def test_data_that_is_counted_and_data_that_is_not(tmp_path):
+    """Files in a list are; an address is not fetched for it, and its secrets are not told."""
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {train: nowhere.rec}\n")
+    for number in range(2):
+        write_records(tmp_path / f"{number}.rec", [3 * number + k for k in range(3)], 16)
+    both = f"data.train=[{tmp_path}/0.rec, {tmp_path}/1.rec]"
+    for train, message in (
+        (both, "--gpus is 99 for 6 classes"),
+        (f"data.train={tmp_path}/*.rec", "--gpus is 99 for 6 classes"),
+        ("data.train=nowhere.rec", "nowhere.rec"),
+        ("data.train=s3://faces/train.rec", "data.train is s3://faces/train.rec, which would have"),
+        ("data.train=[https://me:word@host/a.tar]", "https://host/a.tar"),
+    ):
+        line = exit_line("tools/plan.py", config, train, "--gpus", 99)
+        assert message in line, train
+        assert "word" not in line
+        assert "\n" not in line
+        assert ("give --classes and --images" in line) != ("for 6 classes" in line)

@@ -1,7 +1,10 @@
 """The command `kappaface`: what it lists and what it runs."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -14,7 +17,7 @@ from kappaface_dist.console import (
     shipped_path,
     torchrun_command,
 )
-from tests.commands import ROOT
+from tests.commands import ENVIRONMENT, ROOT
 
 
 def say(monkeypatch, capsys, *words):
@@ -88,11 +91,71 @@ def test_bash_completes_the_names():
 def test_training_takes_every_gpu_of_the_machine(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     started = torchrun_command(["c.yaml", "run.seed=1"], num_gpus=8)
-    assert started[2:5] == ["torch.distributed.run", "--standalone", "--nproc_per_node=8"]
-    assert started[5:] == [str(ROOT / "launch/train.py"), "c.yaml", "run.seed=1"]
+    assert started[2:6] == ["kappaface_dist", "torchrun", "--standalone", "--nproc_per_node=8"]
+    assert started[6:] == [str(ROOT / "launch/train.py"), "c.yaml", "run.seed=1"]
     assert find_spec(started[2])
     assert not torchrun_command(["c.yaml"], num_gpus=1)
     assert not torchrun_command(["c.yaml"], num_gpus=0)
     assert not torchrun_command(["c.yaml", "--print-config"], num_gpus=8)
     monkeypatch.setenv("RANK", "3")  # torchrun has started this process
     assert not torchrun_command(["c.yaml"], num_gpus=8)
+
+
+def start_ranks(tmp_path, body):
+    """`kappaface torchrun` of two processes that run body as our programs do, without torch."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "from kappaface_dist.commands import run, tell_torchrun\n"
+        "def main():\n"
+        f"    pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
+        f"    {body}\n"
+        "run(main)\n"
+    )
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kappaface_dist", "torchrun", "--standalone"),
+            *("--nproc_per_node=2", str(script)),
+        ],
+        cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "last"),
+    {
+        "a sentence": ("raise ValueError('the file is none: name another')", 1,
+                       "error: the file is none: name another"),
+        "a code of ours": ("tell_torchrun('rank 1 hangs'); sys.exit(70)", 70, "rank 1 hangs"),
+        "killed": pytest.param(
+            "os.kill(os.getpid(), 9)", 137, "ended with signal 9, its lines above may say why",
+            marks=pytest.mark.long,
+        ),
+    }.values(),
+)  # fmt: skip
+def test_the_last_word_under_torchrun_is_ours(tmp_path, body, code, last):
+    done = start_ranks(tmp_path, body)
+    said = done.communicate(timeout=100)[1]
+    assert done.returncode == code, said
+    assert said.rstrip().splitlines()[-1].endswith(last), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"),
+    [
+        (signal.SIGINT, 130, "stopped by Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_under_torchrun_is_one_line(tmp_path, number, code, last):
+    started = start_ranks(tmp_path, "time.sleep(60)")
+    while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+        assert started.poll() is None, started.stderr.read()
+        time.sleep(0.05)
+    os.killpg(started.pid, number)  # as a terminal does
+    said = started.communicate(timeout=100)[1]
+    assert started.returncode == code, said
+    assert said.rstrip().splitlines()[-1] == last
+    assert "Traceback" not in said

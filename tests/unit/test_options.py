@@ -76,6 +76,18 @@ def test_one_name_unit_and_help(parsers):
     assert helps == {"write the results as JSON, - for standard output"}
 
 
+def test_all_that_embed_are_told_alike_how_to_compute(parsers):
+    """On which device, with how many threads, how many images at once."""
+    embedding = ("embed", "identify", "find_overlap", "label_report", "compare", "evaluate")
+    helps = set()
+    for tool in (*embedding, "evaluate_templates"):
+        named = dict(shown_options(parsers[tool]))
+        helps |= {(name, named[name].help) for name in ("--device", "--threads", "--batch-size")}
+        asked = parsers[tool].get_default("device"), parsers[tool].get_default("threads")
+        assert asked == (None, 0), tool
+    assert len(helps) == 3
+
+
 def test_numbers_as_people_write_them(parsers):
     for tool, parser in parsers.items():
         for name, action in shown_options(parser):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from kappaface_dist.data.sources.base import LeftOut, Source
-from kappaface_dist.data.sources.class_names import number_by_names
+from kappaface_dist.data.sources.class_names import joined_names, number_by_names
 from kappaface_dist.data.sources.finding import Part, Train, find_sources, open_sources
 from kappaface_dist.data.sources.record import RecordSource
-from kappaface_dist.data.sources.remote_store import CacheSettings, RemoteFile, shown
+from kappaface_dist.data.sources.remote_store import CacheSettings, RemoteFile, masked
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ class Catalog:
     def class_names(self) -> Sequence[str] | None:
         """The names of the identities, by class, where the data has them for every class."""
         names = self.sources[0].class_names
-        if names is not None and len(names) < self.num_classes:
+        if names is None:
+            return joined_names(self.sources, self.num_classes)
+        if len(names) < self.num_classes:
             logger.warning(
                 "%d names for %d classes: they are not used; %s is of other data",
                 *(len(names), self.num_classes, "the file of names beside the dataset"),
@@ -146,14 +148,14 @@ def open_catalog(
                 f" on: tools/convert_record.py DATA OUT --renumber --drop-label={label} leaves out"
                 f" the {(label_I == label).sum()} images that have it"
             )
-        catalog = replace(catalog, count_C=count_images(label_I, name=shown(str(train))))
+        catalog = replace(catalog, count_C=count_images(label_I, name=masked(str(train))))
         files = [part for part in parts if isinstance(part, Path) and part.is_file()]
         for folder in {path.parent for path in files}:
             compare_property(folder / "property", catalog.num_classes)
     left_out = catalog.left_out
     if left_out.total:
         first = left_out.listed[0][0]
-        logger.warning("%s: left out: %s (the first: %s)", shown(str(train)), left_out, first)
+        logger.warning("%s: left out: %s (the first: %s)", masked(str(train)), left_out, first)
     return catalog
 
 

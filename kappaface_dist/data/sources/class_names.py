@@ -1,8 +1,9 @@
 """The names of a dataset's identities, in a text file beside it: one a line, that of class 0 first.
 
-Records and shards have numbers only. train.names goes with train.rec, and with all shards
-train-00000-of-00008.rec; one that people wrote themselves is read as well. A name that holds a line
-break or a backslash, or is no text, is written with \\n, \\r, \\\\ and \\xff in it.
+Records have numbers only, and shards perhaps names beside them. train.names goes with train.rec,
+and with all shards train-00000-of-00008.rec; one that people wrote themselves is read as well. A
+name that holds a line break or a backslash, or is no text, is written with \\n, \\r, \\\\ and \\xff
+in it.
 """
 
 import logging
@@ -65,6 +66,26 @@ def read_class_names(data: Path) -> list[str] | None:
     if not path.is_file():
         return None
     return [WRITTEN.sub(_unescaped, line) for line in read_lines(path)]
+
+
+def joined_names(sources: Sequence[Any], num_classes: int) -> list[str] | None:
+    """The names by class that the labels of shards give, of all of them together.
+
+    None where a class has none, or two: then they are of something else, as of pictures.
+    """
+    name_of: dict[int, str] = {}
+    for source in sources:
+        for label, name in getattr(source, "name_pairs", ()):
+            if name_of.setdefault(label, name) != name:
+                logger.info(
+                    "names beside the labels are not those of classes: %d is %r and %r",
+                    *(label, name_of[label], name),
+                )
+                return None
+    if 0 < len(name_of) < num_classes:
+        logger.info("%d of %d classes have a name: none is used", len(name_of), num_classes)
+        return None
+    return [name_of[label] for label in range(num_classes)] if name_of else None
 
 
 def number_by_names(sources: Sequence[Any]) -> None:

@@ -14,9 +14,9 @@ from kappaface_dist.data.sources.remote_store import (
     filesystem,
     is_web,
     look,
+    masked,
     path_of,
     remote_file,
-    shown,
     with_tries,
 )
 
@@ -43,7 +43,7 @@ def find_remote(train: str) -> list[RemoteFile]:
     is_pattern = MAGIC.search(urls[0].partition("?")[0] if is_web(urls[0]) else urls[0])
     if is_web(urls[0]) and (is_pattern or path_of(urls[0]).suffix not in SUFFIXES):
         raise ValueError(
-            f"data.train is {shown(train)}, and the web has no lists of files: give addresses of"
+            f"data.train is {masked(train)}, and the web has no lists of files: give addresses of"
             " .rec or .tar files, consecutive numbers in them as {0000..0015}"
         )
     if is_pattern or path_of(urls[0]).suffix not in SUFFIXES:
@@ -70,7 +70,7 @@ def _find_file(url: str) -> RemoteFile:
     file = look(url)
     if file is None:
         raise ValueError(
-            f"there is no file {shown(url)}: check the address, or upload what is missing"
+            f"there is no file {masked(url)}: check the address, or upload what is missing"
         )
     return _with_beside(file, _look_beside)
 
@@ -96,7 +96,7 @@ def _find_listed(url: str) -> list[RemoteFile]:
     store = filesystem(url)
     protocol = url.partition("://")[0]
     try:
-        entries = with_tries(f"listing {shown(folder)}", lambda: store.ls(folder, detail=True))
+        entries = with_tries(f"listing {masked(folder)}", lambda: store.ls(folder, detail=True))
     except FileNotFoundError:
         entries = []
     listed = {
@@ -114,14 +114,14 @@ def _find_listed(url: str) -> list[RemoteFile]:
         names = [name for name in names if name.endswith(kinds[0])]
     if not names:
         raise ValueError(
-            f"there is no .rec or .tar file at {shown(url)} ({len(listed)} files in the folder):"
+            f"there is no .rec or .tar file at {masked(url)} ({len(listed)} files in the folder):"
             " check the address; other kinds of dataset are read from a disk only"
         )
     in_folder = {file.url: file for file in listed.values()}
     missing = missing_parts(names)
     if missing and not last:
         raise ValueError(
-            f"{shown(url)} has {len(names)} parts of a dataset, and {missing[0]} is not among them"
+            f"{masked(url)} has {len(names)} parts of a dataset, and {missing[0]} is not among them"
             f" ({len(missing)} are missing): upload them, or name those that are meant by a pattern"
         )
     return [_with_beside(listed[name], in_folder.get) for name in names]

@@ -19,8 +19,8 @@ from kappaface_dist.data.sources.class_names import read_class_names
 from kappaface_dist.data.sources.remote_cache import RemoteCache
 from kappaface_dist.data.sources.remote_store import RemoteFile
 
-HELD = ".kfheld"
-LAYOUT = {"label": "<i4", "left_out": "|u1"}
+HELD = ".kfheld2"  # the first had no names
+LAYOUT = {"label": "<i4", "left_out": "|u1", "names": "|u1"}
 Opener = Callable[[Path], Source]
 
 
@@ -42,9 +42,11 @@ class RemoteSource:
             with shelf.cache.kept(file) as path:
                 source = shelf.opener(path)
                 left_out = json.dumps(asdict(getattr(source, "left_out", LeftOut()))).encode()
+                names = json.dumps(getattr(source, "name_pairs", [])).encode()
                 held = {
                     "label": np.array(source.label_I),
                     "left_out": np.frombuffer(left_out, np.uint8),
+                    "names": np.frombuffer(names, np.uint8),
                 }
             index_cache.keep(place, fingerprint, held, HELD)
         index_cache.check_layout(held, LAYOUT)
@@ -52,6 +54,7 @@ class RemoteSource:
         self.label_I = np.array(held["label"])
         found = json.loads(held["left_out"].tobytes())
         self.left_out = LeftOut(found["counts"], [(where, why) for where, why in found["listed"]])
+        self.name_pairs = [(label, name) for label, name in json.loads(held["names"].tobytes())]
 
     @property
     def class_names(self) -> Sequence[str] | None:

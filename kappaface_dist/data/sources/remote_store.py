@@ -61,7 +61,7 @@ class RemoteFile:
 
     def __str__(self) -> str:
         """The address for messages: without what may be a password or a signature."""
-        return shown(self.url)
+        return masked(self.url)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def is_web(url: str) -> bool:
     return url.lower().startswith("http")
 
 
-def shown(text: str) -> str:
+def masked(text: str) -> str:
     """An address, or a message with some, without users, passwords and signatures."""
     return SECRETS.sub(r"\1\2", text)
 
@@ -96,7 +96,7 @@ def look(url: str) -> RemoteFile | None:
     """The file as it is now; None where there is none."""
     store = filesystem(url)
     try:
-        return remote_file(url, with_tries(f"looking for {shown(url)}", lambda: store.info(url)))
+        return remote_file(url, with_tries(f"looking for {masked(url)}", lambda: store.info(url)))
     except FileNotFoundError:
         return None
 
@@ -182,7 +182,7 @@ def filesystem(url: str) -> Any:
     except ImportError as error:
         extra = "remote-gs" if protocol.startswith("g") else "remote"
         raise RuntimeError(
-            f"{shown(url)} is read with fsspec and {MODULES[protocol]}: pip install"
+            f"{masked(url)} is read with fsspec and {MODULES[protocol]}: pip install"
             f" 'kappaface_dist[{extra}]'"
         ) from error
 
@@ -200,7 +200,7 @@ def with_tries(what: str, call: Callable[[], T]) -> T:
                 if not _of_the_web(cause):
                     raise
                 error = cause
-            text = shown(str(error)) or type(error).__name__
+            text = masked(str(error)) or type(error).__name__
             if getattr(error, "errno", None) in NO_SPACE:
                 raise RuntimeError(
                     f"{what}: the disk of the cache is full: lower data.cache_gigabytes, or name"

@@ -1,13 +1,13 @@
 """WebDataset shards: .tar files in which the files of one image share a name up to the first dot.
 
     000017.jpg   the image, of any kind that a folder may hold
-    000017.cls   its class number as text; or 000017.json, an object with "label" or "cls"
+    000017.cls   its class number as text; or 000017.json, an object with "label" or "cls", and
+                 perhaps with who that is: "identity", "person", "class_name", "label_name", "name"
 A file's kind is what follows its last dot: 000017.face.jpg is a column of sample 000017. A label of
 the whole name goes first: "Mr. A 1.cls" is that of "Mr. A 1.jpg", and no other picture's.
 Shapes: I images of a shard.
 """
 
-import codecs
 import json
 import logging
 import mmap
@@ -22,14 +22,13 @@ from typing import Any, cast
 import numpy as np
 
 from kappaface_dist.data.sources import index_cache
-from kappaface_dist.data.sources.base import HIDDEN, IMAGE_SUFFIXES, MAX_CLASSES, LeftOut
+from kappaface_dist.data.sources.base import HIDDEN, IMAGE_SUFFIXES, LeftOut
 from kappaface_dist.data.sources.class_names import read_class_names
+from kappaface_dist.data.sources.tar_labels import LABELS, MAX_LABEL_BYTES, read_label
 
 logger = logging.getLogger(__name__)
 
-LABELS = frozenset((".cls", ".json"))
-MAX_LABEL_BYTES = 1 << 20  # a .json may hold more than the label
-LAYOUT = {"label": "<i4", "start": "<i8", "bytes": "<i8", "left_out": "|u1"}
+LAYOUT = {"label": "<i4", "start": "<i8", "bytes": "<i8", "left_out": "|u1", "names": "|u1"}
 # What tarfile raises on a damaged header, beside its own errors.
 DAMAGED = (
     *(tarfile.TarError, ValueError, OverflowError, EOFError, LookupError),
@@ -42,6 +41,7 @@ class TarSource:
 
     Attributes:
         left_out: the members that are no images of the dataset.
+        name_pairs: (class, name) that its labels give, each once.
 
     Raises:
         ValueError: the file is damaged or compressed, or an image of it has no label.
@@ -56,6 +56,7 @@ class TarSource:
         )
         self.label_I = arrays["label"]
         self.left_out = _left_out(arrays)
+        self.name_pairs = _name_pairs(arrays)
         self._path = path
         self._start_I = arrays["start"]
         self._bytes_I = arrays["bytes"]
@@ -109,9 +110,14 @@ def _index(path: Path) -> index_cache.Arrays:
         members = list(_members(path, data, left_out))
         images = [member for member in members if member.suffix in IMAGE_SUFFIXES]
         label_of: dict[str, int] = {}
+        names: dict[tuple[int, str], None] = {}  # in their order
         for member in members:
             if member.suffix in LABELS:
-                label = _label(path, member, data)
+                where = f"{path} {member.name}"
+                content = data[member.start : member.start + min(member.size, MAX_LABEL_BYTES + 1)]
+                label, name = read_label(content, where, of_json=member.suffix == ".json")
+                if label is not None and name is not None:
+                    names[label, name] = None
                 if label is not None and label_of.setdefault(member.stem, label) != label:
                     raise ValueError(f"{path} has two labels for {member.stem}: remove one")
     if not images:
@@ -124,6 +130,7 @@ def _index(path: Path) -> index_cache.Arrays:
         "start": np.array([member.start for member, _ in taken], dtype=np.int64),
         "bytes": np.array([member.size for member, _ in taken], dtype=np.int64),
         "left_out": np.frombuffer(json.dumps(asdict(LeftOut.of(left_out))).encode(), np.uint8),
+        "names": np.frombuffer(json.dumps(list(names)).encode(), np.uint8),
     }
 
 
@@ -196,32 +203,6 @@ def _labelled(
     return [(image, chosen[image]) for image in images if image in chosen]
 
 
-def _label(path: Path, member: _Member, data: mmap.mmap) -> int | None:
-    """The class number in a .cls or .json file; None for a .json without one."""
-    if member.size > MAX_LABEL_BYTES:
-        raise ValueError(
-            f"{path}: {member.name} has {member.size} bytes, not a label: write it anew"
-        )
-    content = data[member.start : member.start + member.size]
-    text = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        value = json.loads(text) if member.suffix == ".json" else int(text)
-        if isinstance(value, dict):
-            value = value.get("label", value.get("cls"))
-            if value is None:
-                return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if type(value) is int and 0 <= value < MAX_CLASSES:
-            return value
-    except (ValueError, RecursionError):
-        pass
-    raise ValueError(
-        f"{path} {member.name} holds {content[:40]!r}, not a class number: labels are whole numbers"
-        " from 0 on"
-    )
-
-
 def _check_index(arrays: index_cache.Arrays, path: Path) -> None:
     """ValueError where a cached index contradicts itself or the file."""
     index_cache.check_layout(arrays, LAYOUT)
@@ -233,6 +214,11 @@ def _check_index(arrays: index_cache.Arrays, path: Path) -> None:
     if int((start_I + bytes_I).max()) > path.stat().st_size:
         raise ValueError("its images do not lie in the file")
     _left_out(arrays)
+    _name_pairs(arrays)
+
+
+def _name_pairs(arrays: index_cache.Arrays) -> list[tuple[int, str]]:
+    return [(int(label), str(name)) for label, name in json.loads(arrays["names"].tobytes())]
 
 
 def _left_out(arrays: index_cache.Arrays) -> LeftOut:

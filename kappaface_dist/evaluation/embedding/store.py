@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from kappaface_dist.data.images import decode_image
 from kappaface_dist.evaluation.embedding.embed import decoded_ahead, eval_mode, sum_over_flips
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.whole_files import whole_file
@@ -40,6 +41,13 @@ class ImageList:
     read: Callable[[int], bytes]
     decode: Callable[[int, bytes], np.ndarray]
     where: Callable[[int], str]
+
+
+def aligned_images(
+    count: int, read: Callable[[int], bytes], where: Callable[[int], str], image_size: int
+) -> ImageList:
+    """A list of pictures of aligned faces, which are only resized; read and where as there."""
+    return ImageList(count, read, lambda _, payload: decode_image(payload, image_size), where)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 Two means are one person's where they are nearer than strangers come. How near the nearest of N
 strangers comes is seen within the set that is searched: the nearest other class of each of its
-classes, or of a sample of them, those left out that the set itself has twice. Below the tenth
-smallest of these angles the rate is continued by a power: near somebody the number of strangers
-within an angle x grows like x^d, where d, the embeddings' dimension there, follows from
+classes, or of a sample of them by the mean of as many images as who is looked for has
+(`references.py`); those are left out that the set itself has twice. Below the tenth smallest of
+these angles the rate is continued by a power: near somebody the number of strangers within an angle
+x grows like x^d, where d, the embeddings' dimension there, follows from
 
     1 / d = mean of i log(x_(i+1) / x_i) over the ranks i >= BASE of each class's nearest
 

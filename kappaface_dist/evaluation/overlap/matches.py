@@ -13,7 +13,6 @@ import torch
 from kappaface_dist.evaluation.embedding.store import StoredEmbeddings
 from kappaface_dist.evaluation.one_to_many.nearest import nearest_entries
 from kappaface_dist.evaluation.overlap.claims import (
-    MOST_REFERENCES,
     NUM_NEAREST,
     Claims,
     Strangers,
@@ -25,8 +24,7 @@ from kappaface_dist.evaluation.overlap.people import (
     chosen_embeddings,
     mean_embeddings,
 )
-
-FEWEST_REFERENCES = 200
+from kappaface_dist.evaluation.overlap.references import strangers_of
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,7 @@ def find_overlap(
     if not alone:
         like = np.bincount((second or first).person_I)  # as many images, as much noise
         wanted = int(np.median(like[like > 0]))
-        chosen = _references(np.bincount(first.person_I, minlength=len(known_N))[known_N], wanted)
-        score_RK, _ = nearest_entries(mean_ND[chosen], mean_ND, NUM_NEAREST + 1, device=device)
-        strangers = Strangers(score_RK[:, 1:])  # without itself, which is the nearest
+        strangers = strangers_of(first, first_stored, mean_ND, known_N, wanted, device)
     claims = claim(score_QK, at_QK, strangers, false_share)
     if alone:
         claims = _each_once(claims)
@@ -150,15 +146,6 @@ def _known_means(people: People, stored: StoredEmbeddings) -> tuple[np.ndarray, 
     if not len(known_P):
         raise ValueError(f"none of {len(people.person_I)} images is readable: {people.where(0)}")
     return (mean_PD if len(known_P) == len(mean_PD) else mean_PD[known_P]), known_P
-
-
-def _references(num_images_N: np.ndarray, wanted: int) -> np.ndarray:
-    """Classes to see strangers by: with so many images, or those with the most of them."""
-    enough = np.flatnonzero(num_images_N >= wanted)
-    if len(enough) < FEWEST_REFERENCES:
-        enough = np.argsort(-num_images_N, kind="stable")[:FEWEST_REFERENCES]
-    most = min(len(enough), MOST_REFERENCES)
-    return enough[((np.arange(most) + 0.5) * len(enough) / most).astype(int)]
 
 
 def _each_once(claims: Claims) -> Claims:

@@ -44,7 +44,8 @@ class ClassMargins:
         if isinstance(margin, KappaFace):
             count_K = np.ones(len(classes), np.int64)
             if images_per_class is not None:
-                count_K = np.array(images_per_class[classes.start : classes.stop])
+                # np.array() of a tensor asks it for a copy in a way that NumPy 2 warns of.
+                count_K = np.asarray(images_per_class)[classes.start : classes.stop].copy()
             elif needing := margin.needs_counts:
                 raise ValueError(
                     f"{needing}, which needs the number of images of each class: give the head"

@@ -46,8 +46,9 @@ def test_the_terminal_shows_the_last_and_the_span(run):
 
 def test_the_page_shows_what_the_terminal_does(run, tmp_path):
     page = tmp_path / "pages" / "watch.html"
-    write_watch_page(page, look_at(run, 0), 5)
-    assert '<meta http-equiv="refresh" content="5">' in page.read_text()
+    # Longer than the browser looks: a page that reloads meanwhile says nothing of itself.
+    write_watch_page(page, look_at(run, 0), 60)
+    assert '<meta http-equiv="refresh" content="60">' in page.read_text()
     found = in_browser(page, tmp_path)
     assert "<b>run & co" in found["text"]
     assert "accuracy on unseen" in found["text"]
@@ -74,8 +75,19 @@ def test_a_run_that_has_just_begun(tmp_path):
 def test_one_line_is_a_curve(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
     (curve,) = look_at(tmp_path, 0).curves
-    assert curve.points(300, 100) == "0.0,100.0"
+    assert curve.points(300, 100) == "0.0,50.0 300.0,50.0"
     assert "3.000" in in_terminal(look_at(tmp_path, 0))
+
+
+def test_a_rounding_is_no_rise(tmp_path):
+    lines = [(1, 0.28, 3.0), (2, 0.28 + 3e-8, 2.0), (3, 0.28, 2.5)]
+    text = "".join(f'{{"step": {s}, "margin_mean": {m}, "loss": {x}}}\n' for s, m, x in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    loss, margin = look_at(tmp_path, 0).curves
+    assert margin.points(300, 100) == "0.0,50.0 300.0,50.0"
+    assert loss.points(300, 100) == "0.0,0.0 150.0,100.0 300.0,50.0"
+    row = next(x for x in in_terminal(look_at(tmp_path, 0)).splitlines() if "margin" in x)
+    assert row.count(BLOCKS[0]) == 3
 
 
 def test_what_is_no_run(tmp_path):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.dali import dali_is_installed
@@ -204,6 +204,31 @@ def test_loaders_find_the_same_images_unreadable(tmp_path, loader):
     assert off[~large].max() < 1e-4
     low, high = (0.5, 6) if loader == "dali_decodes" else (0, 1e-4)
     assert low <= off[large].max() < high
+
+
+@each_loader
+def test_what_is_stored_turned_comes_as_a_viewer_shows_it(tmp_path, loader):
+    """Every orientation of EXIF, in JPEGs and a PNG; DALI is at work too, on the CPU."""
+    people = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        for kind in ("JPEG", "PNG"):
+            file = io.BytesIO()
+            Image.open(io.BytesIO(jpeg(5, 32))).save(file, kind, quality=95, exif=exif)
+            people.append(file.getvalue())
+    path = tmp_path / "train.rec"
+    path.write_bytes(b"".join(record(i, payload, i) for i, payload in enumerate(people)))
+    # Two epochs: what was good once is not looked into again.
+    batches = list(loader_of(path, loader=loader, augment="none").batches(0, len(people) // 2))
+    image_B3HW = torch.cat([batch.image_B3HW for batch in batches])
+    label_B = torch.cat([batch.label_B for batch in batches]).tolist()
+    assert sorted(label_B) == sorted(2 * list(range(len(people))))
+    for image_3HW, label in zip(image_B3HW, label_B, strict=True):
+        shown = ImageOps.exif_transpose(Image.open(io.BytesIO(people[label]))).convert("RGB")
+        oracle_3HW = (np.asarray(shown, np.float32).transpose(2, 0, 1) - 127.5) / 127.5
+        # Two builds of libjpeg, as above.
+        assert np.abs(image_3HW.numpy() - oracle_3HW).max() <= 2 / 127.5, label
 
 
 @pytest.mark.skipif(dali_is_installed(), reason="NVIDIA DALI is installed")

@@ -273,7 +273,7 @@ def test_room_is_made_by_what_was_used_longest_ago(stored, local, tmp_path):
 
 def test_neither_secrets_nor_names_lead_elsewhere():
     signed = "https://me:pass@host:8080/a/../b.tar?X-Amz-Signature=abc&X-Amz-Expires=9"
-    assert remote_store.shown(f"no {signed}, said it") == "no https://host:8080/a/../b.tar said it"
+    assert remote_store.masked(f"no {signed}, said it") == "no https://host:8080/a/../b.tar said it"
     place = remote_store.place_of(signed)
     assert place == remote_store.place_of(signed.replace("abc", "def"))
     assert place != remote_store.place_of("https://host:8080/a/../b.tar?file=2")

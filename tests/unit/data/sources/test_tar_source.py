@@ -118,6 +118,40 @@ def test_the_shards_of_the_cases(shared_cases, name):
     assert catalog.left_out.total == 0
 
 
+def named_shard(path, labels):
+    """A sample for each object that a .json holds."""
+    texts = [(f"{i}.json", json.dumps(label).encode()) for i, label in enumerate(labels)]
+    return write_tar(path, [*texts, *((f"{i}.jpg", b"x") for i in range(len(labels)))])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    {
+        "one key": ([{"label": 1, "name": "zoë"}], [{"label": 0, "name": "ann"}], ["ann", "zoë"]),
+        # What is said of the person goes before what may be said of the picture.
+        "two keys": (
+            [{"cls": 0, "identity": "ann", "name": "a.jpg"}, {"cls": 0, "identity": "ann"}],
+            [{"cls": 1, "name": "c.jpg", "person": "bob"}], ["ann", "bob"],
+        ),
+        "of pictures": (
+            [{"label": 0, "name": "a.jpg"}, {"label": 0, "name": "b.jpg"}],
+            [{"label": 1, "name": "c.jpg"}], None,
+        ),
+        "two in two shards": ([{"label": 0, "name": "ann"}], [{"label": 0, "name": "eve"}], None),
+        "of some only": ([{"label": 0, "name": "ann"}], [{"label": 1, "name": ""}], None),
+        "numbers": ([{"label": 0, "name": 7}], [{"label": 1, "name": ["x"]}], None),
+    }.values(),
+)  # fmt: skip
+def test_names_beside_the_labels(tmp_path, first, second, expected):
+    named_shard(tmp_path / "a-0.tar", first)
+    named_shard(tmp_path / "a-1.tar", second)
+    for _ in range(2):  # from the shards, then from their cache
+        assert open_catalog(str(tmp_path / "*.tar")).class_names == expected
+    if expected:  # a file of names goes first
+        (tmp_path / "a-0.names").write_text("x\ny\n")
+        assert open_catalog(str(tmp_path / "*.tar")).class_names == ["x", "y"]
+
+
 def test_json_of_webdataset_with_more_in_it(tmp_path):
     text = json.dumps({"name": "ann", "label": 3, "box": [1, 2]}).encode()
     assert found(write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", text)])) == [(b"x", 3)]

@@ -4,6 +4,7 @@ Shapes: C classes, I images of the dataset, D embedding size, G images of a step
 """
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -235,3 +236,13 @@ def test_checkpoints_of_earlier_versions():
     kappa_K = counted.class_margins.statistics.kappa_K
     assert kappa_K[0].isnan()
     assert kappa_K[1:].tolist() == [20.0, 30.0]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, list, lambda c: torch.tensor(c, dtype=torch.int32)])
+def test_counts_may_be_a_tensor_or_a_list(kind):
+    counts = [2, 30, 7]
+    expected = PartialFC(3, 8, KappaFace(), images_per_class=np.array(counts)).margins()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = PartialFC(3, 8, KappaFace(), images_per_class=kind(counts)).margins()
+    assert torch.equal(found, expected)
