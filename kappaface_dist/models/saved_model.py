@@ -150,7 +150,12 @@ def checkpoint_config(folder: Path) -> Config:
     numbers = read_numbers(folder)
     if "config" in numbers:
         # Under the checkpoint's checksums, and of its very step: config.yaml may have gone on.
-        return parse_config(json.dumps(numbers["config"]), f"{folder}/{NUMBERS}")
+        try:
+            return parse_config(json.dumps(numbers["config"]), f"{folder}/{NUMBERS}")
+        except ValueError as error:
+            raise ValueError(
+                f"checkpoint {folder} is damaged, or of another version: {error}: take another"
+            ) from error
     config_file = folder.resolve().parents[1] / "config.yaml"
     if not config_file.is_file():
         raise ValueError(

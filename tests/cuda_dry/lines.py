@@ -161,6 +161,8 @@ EXCUSED = [
     ("kappaface_dist/data/loading/dali.py", "*", "recorded streams: data/loading/test_dali.py"),
     ("kappaface_dist/data/loading/loader.py", "decoder = DaliDecoder(", "DALI, as above"),
     ("kappaface_dist/data/loading/advice.py", "*", "words alone: data/loading/test_advice.py"),
+    ("kappaface_dist/models/command_line.py", "*", "onnxruntime's device: unit tests"),
+    ("kappaface_dist/models/exported.py", "*", "onnxruntime's device, as above"),
     ("kappaface_dist/console.py", "*", "how many ranks torchrun starts: unit tests"),
     ("kappaface_dist/head/softmax/products.py", "if (device_type*", "looks for Triton: tested"),
     ("kappaface_dist/head/softmax/measured.py", "*", "the name of a GPU that is there"),
@@ -181,6 +183,8 @@ EXCUSED = [
     ("kappaface_dist/planning/step_time.py", "*", "arithmetic: integration/test_plan.py"),
     ("kappaface_dist/planning/this_machine.py", "*", "asks the driver of this machine"),
     ("kappaface_dist/planning/doctor.py", "*", "asks the driver of this machine"),
+    ("kappaface_dist/models/command_line.py", "*", "onnxruntime's device: unit tests"),
+    ("kappaface_dist/models/exported.py", "*", "onnxruntime's device, as above"),
     ("kappaface_dist/console.py", "*", "torch's own count of GPUs"),
     ("tools/*.py", "*", "the command line of a machine with a GPU"),
 ]

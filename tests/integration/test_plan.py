@@ -239,7 +239,7 @@ def test_the_commands(tmp_path):
 def test_data_that_is_counted_and_data_that_is_not(tmp_path):
     """Files in a list are; an address is not fetched for it, and its secrets are not told."""
     config = tmp_path / "config.yaml"
-    config.write_text("data: {train: nowhere.rec}\n")
+    config.write_text("data: {train: nowhere.rec}\nrun: {steps: 10}\n")
     for number in range(2):
         write_records(tmp_path / f"{number}.rec", [3 * number + k for k in range(3)], 16)
     both = f"data.train=[{tmp_path}/0.rec, {tmp_path}/1.rec]"
