@@ -76,6 +76,13 @@ class ObjectStore:
         boto3.client("s3", endpoint_url=self.url).delete_object(Bucket=BUCKET, Key=key)
 
 
+def forget_servers():
+    """fsspec keeps a file system with the server that it found first, another module's perhaps."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="module")
 def object_store():
     """The server, which the libraries find as they find any other: by the environment."""
@@ -84,5 +91,6 @@ def object_store():
             patch.setenv(name, value)
         store = ObjectStore()
         patch.setenv("AWS_ENDPOINT_URL", store.url)
+        forget_servers()
         yield store
         store.close()
