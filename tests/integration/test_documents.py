@@ -35,7 +35,6 @@ SMALLER = {
     "plan": ONE_NETWORK,
     "rehearse": f"{ONE_NETWORK} --classes 2000",
     "watch": "--once",
-    "compare": "--far 0.1",
     "export": "--formats safetensors",
 }
 # What takes long even when small, and the test that runs it.
