@@ -25,12 +25,14 @@ from kappaface_dist.models import command_line
 from kappaface_dist.models.comparison import compare_all
 from kappaface_dist.models.embedder import Embedder, embedder_of
 
+USUAL_FAR = 1e-3
+
 
 def main() -> None:
     args = parse_args()
     if len(args.places) < 2:
         raise ValueError("one photo is named, expected two or more to compare")
-    if not 0 < args.far < 1:
+    if args.far is not None and not 0 < args.far < 1:
         raise ValueError(f"--far is {args.far}, expected a share between 0 and 1 such as 1e-3")
     for place in args.places:
         if not place.exists():
@@ -41,14 +43,17 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, embedder: Embedder) -> None:
     """Compare, print and write."""
-    threshold = args.threshold
+    threshold, far = args.threshold, None
     if threshold is None:
-        threshold = embedder.threshold(args.far, args.set)
+        far = args.far or usual_far(embedder, args.set)
+        threshold = embedder.threshold(far, args.set)
     read = reader(args, embedder)
     found, left_out = compare_all(
         embedder, args.places, threshold, read, batch_size=args.batch_size
     )
-    how = "--threshold" if args.threshold is not None else f"FAR {args.far:g}"
+    how = "--threshold" if far is None else f"FAR {far:g}"
+    if far is not None and args.far is None and far > USUAL_FAR:
+        how += f": the model has none for {USUAL_FAR:g}"
     if args.json != "-":
         for each in found:
             answer = "same" if each.same else "different"
@@ -60,11 +65,18 @@ def compare(args: argparse.Namespace, embedder: Embedder) -> None:
         args.json,
         {
             "threshold": threshold,
-            "far": None if args.threshold is not None else args.far,
+            "far": far,
             "pairs": [each.summary() for each in found],
             "left_out": [{"image": path, "reason": why} for path, why in left_out],
         },
     )
+
+
+def usual_far(embedder: Embedder, name: str | None) -> float:
+    """The usual rate; where the model was measured with too few pairs for it, the next higher."""
+    sets = embedder.thresholds.items()
+    known = [float(rate) for each, rates in sets if name in (None, each) for rate in rates]
+    return min((far for far in known if far >= USUAL_FAR), default=USUAL_FAR)
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,7 +84,9 @@ def parse_args() -> argparse.Namespace:
     command_line.add_model(parser)
     parser.add_argument("places", nargs="+", type=Path, metavar="PHOTO", help="or folder")
     parser.add_argument(
-        "--far", type=float, default=1e-3, help="false accept rate (default: %(default)s)"
+        "--far",
+        type=float,
+        help=f"false accept rate (default: {USUAL_FAR:g}, or the next that the model has)",
     )
     parser.add_argument("--set", help="that measured it (default: the strictest of all)")
     parser.add_argument("--threshold", type=float, metavar="COSINE", help="in place of --far")

@@ -1,7 +1,7 @@
 """Our exports in onnxruntime 1.19 and current, OpenCV, OpenVINO and insightface's own package.
 
 `make test-clients` makes their environment; without it the tests are skipped. One network of each
-kind: the larger ones have more of the same layers.
+kind; the others, which take minutes each, with LONG_TESTS=1. `-s` prints the differences.
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from kappaface_dist.backbones import BACKBONES
 from kappaface_dist.models import onnx_export
 from kappaface_dist.models.export import BackboneSettings
 from kappaface_dist.models.exported import read_onnx
@@ -25,9 +26,12 @@ pytestmark = pytest.mark.skipif(
     not PYTHON.is_file(), reason=f"there are no clients: `make test-clients` makes {PYTHON}"
 )
 SIZE = 112  # insightface's package knows a recognition model by it
+KINDS = ("tiny", "tiny_gn", "r18", "mbf", "vit_t")
+LARGER = [pytest.param(name, marks=pytest.mark.long) for name in BACKBONES if name not in KINDS]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_gn", "r18", "mbf", "vit_t"])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", [*KINDS, *LARGER])
 def test_embeddings_are_ours(name, monkeypatch, tmp_path):
     # Batches of 64 are compared with PyTorch for a small network elsewhere.
     monkeypatch.setattr(onnx_export, "CHECKED_BATCHES", (1, 2))
@@ -42,7 +46,7 @@ def test_embeddings_are_ours(name, monkeypatch, tmp_path):
     done = subprocess.run(
         [PYTHON, ROOT / "tests" / "client_programs.py", path, tmp_path / "images.npy",
          tmp_path / "found.npz"],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     versions = json.loads(done.stdout.splitlines()[-1])
@@ -54,6 +58,7 @@ def test_embeddings_are_ours(name, monkeypatch, tmp_path):
     assert len(found) == 5
     for program, embedding in found.items():
         difference = np.abs(unit(embedding.astype(np.float64)) - expected).max()
+        print(f"{name:10} {program:21} {difference:.1e}")
         assert difference < 1e-5, (program, versions.get(program), difference)
 
 

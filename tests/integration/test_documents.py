@@ -5,6 +5,7 @@ reads. Names that stand for a user's own (MODEL, IMAGES) are links there. Of wha
 cluster or Docker the files, options and settings are looked at.
 """
 
+import importlib.util
 import os
 import re
 import runpy
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from kappaface_dist import console
 from kappaface_dist.config.file import load_config
@@ -24,6 +26,7 @@ from tests.commands import ROOT
 from tests.unit.models.test_published_mobilefacenet import published_file
 
 PAGES = [ROOT / f"{name}README.md" for name in ("", "tools/", "configs/", "launch/", "docker/")]
+SETUP = (ROOT / "setup.py").read_text("utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#]+)")
 ONE_NETWORK = "backbone.name=tiny backbone.embedding_size=16 data.image_size=32 data.batch_size=8"
@@ -32,7 +35,6 @@ SMALLER = {
     "plan": ONE_NETWORK,
     "rehearse": f"{ONE_NETWORK} --classes 2000",
     "watch": "--once",
-    "compare": "--far 0.1",
     "export": "--formats safetensors",
 }
 # What takes long even when small, and the test that runs it.
@@ -165,7 +167,7 @@ def test_what_cannot_be_run_here_names_what_there_is(words):
     elif words[0] == "pip":
         extras = re.findall(r"\[([\w-]+)\]", " ".join(words))
         assert words[1] == "install"
-        assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras)
+        assert all(f'"{extra}": [' in SETUP for extra in extras)
     elif words[0] == "docker" and words[1] == "build":
         assert (ROOT / words[words.index("-f") + 1]).is_file()
         arguments = [word.split("=")[0] for word in words if word.startswith("BASE_IMAGE=")]
@@ -179,6 +181,29 @@ def test_what_cannot_be_run_here_names_what_there_is(words):
         after = words[next(i for i, w in enumerate(words) if w.startswith("kappaface_dist")) + 1 :]
         if after != ["--check"]:
             load_config(ROOT / after[0], after[1:])
+
+
+def test_the_workflows_run_what_there_is():
+    """Their targets, commands, settings, files and extras; they are run by hand only, and there."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text("utf-8"))["jobs"].values()
+        runs = "\n".join(step["run"] for job in jobs for step in job["steps"] if "run" in step)
+        lines = re.sub(r"\\\n|\$\{\{.*?\}\}", " ", runs).splitlines()
+        for line in filter(str.strip, lines):
+            words = shlex.split(line)
+            if words[0] == "torchrun":
+                load_config(ROOT / words[words.index("-m") + 2], words[words.index("-m") + 3 :])
+            elif words[0] == "kappaface":
+                assert words[1:] == [] or words[1] in console.programs(), line
+            elif words[0] == "python":
+                assert importlib.util.find_spec(words[2]) or words[2] == "build", line
+            else:
+                assert words[0] in ("make", "docker", "mkdir"), line
+                if words[0] == "make":
+                    test_what_cannot_be_run_here_names_what_there_is(words)
+            files = [word for word in words if re.search(r"^tests$|^docker/|^constraints", word)]
+            assert all((ROOT / name).exists() for name in files), line
+            assert all(f'"{e}": [' in SETUP for e in re.findall(r"\.\[([\w-]+)\]", line)), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

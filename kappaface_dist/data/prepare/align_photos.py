@@ -14,7 +14,7 @@ from PIL import Image
 from kappaface_dist.data.align import REFERENCE_52, align_face, similarity
 from kappaface_dist.data.images import decode_picture, encode_jpeg
 from kappaface_dist.data.prepare.landmarks import YuNetDetector, choose, read_landmarks
-from kappaface_dist.data.sources.base import IMAGE_SUFFIXES
+from kappaface_dist.data.sources.base import NO_PHOTO, list_content
 
 FALLBACKS = ("skip", "centre")
 # What makes a crop doubtful. Scores of YuNet on clear faces are above 0.8.
@@ -94,9 +94,7 @@ def detected_photos(photos: Path, model: Path, how: str) -> Photos:
     """
     locate = partial(_detected, YuNetDetector(model), how)
     names, others = _image_names(photos)
-    return Photos(
-        dict.fromkeys(names, locate), [(name, "not an image by its name") for name in others]
-    )
+    return Photos(dict.fromkeys(names, locate), others)
 
 
 def _detected(detector: YuNetDetector, how: str, pixels_HW3: np.ndarray) -> Located | None:
@@ -202,17 +200,12 @@ def _middle(pixels_HW3: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def _image_names(photos: Path) -> tuple[list[str], list[str]]:
-    """All files below a folder, sorted: the images by their names, and the others."""
-    images: list[str] = []
-    others: list[str] = []
-    for path in sorted(photos.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(photos).parts)
-        if path.is_dir():
-            continue
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES and not hidden
-        (images if is_image else others).append(str(path.relative_to(photos)))
-    return images, others
+def _image_names(photos: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """The images below a folder by their names, and what else lies there with the reason."""
+    images, others, folders = list_content(photos)
+    with_photo = {str(parent) for name in images for parent in Path(name).parents}
+    others += [(name, NO_PHOTO) for name in folders if name not in with_photo]
+    return sorted(images), sorted(others)
 
 
 def _below(photos: Path, name: str) -> str | None:

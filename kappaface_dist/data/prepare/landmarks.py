@@ -117,10 +117,15 @@ class YuNetDetector:
             )
         self._cv2: Any = cv2
         self._model = model
+        # OpenCV 5 warns that its choice of a device does not count, which is no one's concern.
+        log = cv2.utils.logging
+        level = log.setLogLevel(log.LOG_LEVEL_ERROR)
         try:
             self._detector: Any = cv2.FaceDetectorYN.create(str(model), "", (320, 320), min_score)
         except cv2.error as error:
             raise ValueError(f"{model} is not a YuNet model that OpenCV can load") from error
+        finally:
+            log.setLogLevel(level)
 
     def largest_face(self, pixels_HW3: np.ndarray) -> np.ndarray | None:
         """The points [5, 2] of the largest face; None if there is no face."""

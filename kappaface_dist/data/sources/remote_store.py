@@ -200,7 +200,7 @@ def with_tries(what: str, call: Callable[[], T]) -> T:
                 if not _of_the_web(cause):
                     raise
                 error = cause
-            text = masked(str(error)) or type(error).__name__
+            text = " ".join(masked(str(error)).split()) or type(error).__name__
             if getattr(error, "errno", None) in NO_SPACE:
                 raise RuntimeError(
                     f"{what}: the disk of the cache is full: lower data.cache_gigabytes, or name"
@@ -227,5 +227,8 @@ def _is_final(error: Exception) -> bool:
     """Whether another try would end the same way."""
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return True
-    status = getattr(error, "status", None)
+    if str(error).startswith("Forbidden: "):  # gcsfs says it by nothing else
+        return True
+    # HTTP's code by aiohttp's name and by gcsfs's.
+    status = getattr(error, "status", None) or getattr(error, "code", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in PASSING

@@ -158,6 +158,11 @@ def test_the_tool_on_photos_as_they_come(yunet, people, tmp_path):
     Image.fromarray(wall).save(photos / "wall.png")
     (photos / "broken.jpg").write_bytes(b"\xff\xd8 rubbish")
     (photos / "notes.txt").write_text("of the day")
+    (photos / "ann" / "gone.jpg").symlink_to("nothing.jpg")
+    (photos / "nobody").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(magnified(people[0], 3)).save(tmp_path / "elsewhere" / "1.png")
+    (photos / "bob").symlink_to(tmp_path / "elsewhere")  # a person's folder on another disk
     done = python(
         "tools/align_faces.py", photos, tmp_path / "out", "--detector", yunet,
         "--fallback", "centre", "--choose", "central",
@@ -165,20 +170,27 @@ def test_the_tool_on_photos_as_they_come(yunet, people, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["num_aligned"] == 3
+    assert report["num_aligned"] == 4
     assert report["fallback"] == ["wall.png"]
     assert [each["photo"] for each in report["doubtful"]] == ["two.png"]
     assert "2 faces" in report["doubtful"][0]["doubts"]
-    assert {item["photo"] for item in report["left_out"]} == {"broken.jpg", "notes.txt"}
+    reasons = {item["photo"]: item["reason"] for item in report["left_out"]}
+    assert reasons.pop("broken.jpg").startswith("not a readable image")
+    assert reasons == {
+        "notes.txt": "not an image by its name",
+        "ann/gone.jpg": "a link to nothing",
+        "nobody": "a folder without a photo",
+    }
+    assert "WARN" not in done.stderr  # of OpenCV, which no one can act on
     names = sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/**/*.jpg"))
-    assert names == ["ann/1.jpg", "ann/1.png.jpg", "two.jpg", "wall.jpg"]
+    assert names == ["ann/1.jpg", "ann/1.png.jpg", "bob/1.jpg", "two.jpg", "wall.jpg"]
     # The middle of the wall, by Pillow alone.
     middle = Image.fromarray(wall[:, 40:160]).resize((112, 112), Image.Resampling.BILINEAR)
     crop = decode_picture((tmp_path / "out" / "wall.jpg").read_bytes())
     assert np.abs(crop.astype(int) - np.asarray(middle)).mean() < 6
     with Image.open(tmp_path / "sheet.png") as sheet:
         first = np.asarray(sheet.convert("RGB"))[2:114, 12:124]
-        assert sheet.size[0] == 4 * 136
+        assert sheet.size[0] == 5 * 136
     assert np.abs(first.astype(int) - crop).mean() < 1  # the most doubtful one comes first
 
 
