@@ -5,10 +5,13 @@ import pytest
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.planning.between_steps import operation_bytes as planned_operations
 from kappaface_dist.planning.job_size import jobs_of, size_given
-from kappaface_dist.planning.memory import memory_items
+from kappaface_dist.planning.made_up_job import made_up_job
+from kappaface_dist.planning.memory import head_items, memory_items
 from kappaface_dist.planning.operations import rehearse_without_a_gpu
 from kappaface_dist.planning.plan import planned_calls
+from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.rehearsal import rehearse_steps
 from tests.cuda_dry.conftest import configure
 from tests.cuda_dry.settings import SETTINGS
 
@@ -73,3 +76,15 @@ def test_every_item_and_operation_is_as_planned(case):
         if own.margin["name"] == "kappaface"
     )
     assert within(found["operation_bytes"]["save"][1], state - counts)
+
+
+def test_buffers_of_a_step_are_those_of_three_chunks():
+    """Of eight chunks; where there are fewer, the plan's heads are the job's, and agree with it."""
+    config = configure(*SMALL, *CASES["no statistics"])
+    size = size_given(config, [4_000_000], None, RANKS)
+    with pretend_ranks(RANKS):
+        with pretend_gpu():
+            job = made_up_job(config, size.classes_of_each, DEVICE)
+            executed = rehearse_steps(job, fake=True)["memory_bytes"]
+        planned = head_items(config, size, "cuda")
+    assert not [name for name, value in planned.items() if not within(value, executed[name])]

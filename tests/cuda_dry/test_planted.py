@@ -14,10 +14,6 @@ def a_step():
     test_step.test_a_step_waits_where_the_readme_says("as it is", 8)
 
 
-def memory_of_a_step():
-    test_operations.test_every_item_and_operation_is_as_planned("no statistics")
-
-
 def diagnosis():
     with on_ranks(1) as gpu:
         test_around.test_looking_for_the_cause_takes_no_copy_of_the_centres(gpu)
@@ -48,7 +44,7 @@ FAULTS = {
         f"{HEAD}/partial_fc.py",
         "batches = [batch.unscaled(loss_scale) for batch in found]",
         "batches = [batch.unscaled(loss_scale) for batch in found]; kept = self.weight_KD.clone()",
-        *(memory_of_a_step, "head_buffers"),
+        *(test_operations.test_buffers_of_a_step_are_those_of_three_chunks, "head_buffers"),
     ),
     "a copy of the centres in a diagnosis": (
         f"{HEAD}/checks.py",

@@ -6,11 +6,13 @@ import pytest
 
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.between_steps import operation_bytes
+from kappaface_dist.planning.capacity import capacities
 from kappaface_dist.planning.collectives import head_calls
 from kappaface_dist.planning.host_memory import host_memory
 from kappaface_dist.planning.job_size import JobSize, jobs_of, size_given, size_of_datasets
 from kappaface_dist.planning.memory import head_items, state_per_class
 from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.planning.step_time import DEVICES
 
 SIZES = [(9000, 50_000), (3001, 9000)]
 
@@ -83,6 +85,11 @@ def test_sizes_are_given_for_each_dataset(configs):
         size_given(both, [9000], None, 2)
     with pytest.raises(ValueError, match=r"^--images is given 2 times for 1 datasets"):
         size_given(alone, [12], [30, 30], 4)
+
+
+def test_one_head_stands_for_all_in_a_table_of_capacities(configs):
+    largest = next(capacities(configs[0], DEVICES["cpu"])).largest
+    assert largest[8] > largest[1] > 0
 
 
 def test_one_dataset_is_the_job_itself(configs):
