@@ -7,7 +7,6 @@ torchrun the processes are those of torchrun.
 
 import argparse
 import dataclasses
-import math
 import resource
 import time
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
-from kappaface_dist.config.datasets import only_dataset
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.calibration import measured_rates
-from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.job_size import JobSize, size_given
 from kappaface_dist.planning.plan import make_plan, network_cost
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_benchmark import (
@@ -46,7 +45,10 @@ def parse_arguments() -> argparse.Namespace:
     options.add_device(parser)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument(
-        "--classes", type=options.positive, default=360_000, help="identities of all ranks"
+        "--classes",
+        type=options.positive,
+        action="append",
+        help="identities of all ranks, of several datasets once for each (default: 360,000)",
     )
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each variant")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="besides plain and config")
@@ -59,7 +61,8 @@ def parse_arguments() -> argparse.Namespace:
         type=options.positive,
         default=[],
         metavar="CLASSES",
-        help="measure the configuration with so many identities too, and compare with a plan",
+        help="measure the configuration with so many identities too, of several datasets in the"
+        " proportions of --classes, and compare with a plan",
     )
     options.add_json(parser)
     return parser.parse_intermixed_args()
@@ -74,19 +77,26 @@ def wanted_variants(arguments: argparse.Namespace) -> dict[str, Config]:
     for name in ("ranks", "steps"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} is {getattr(arguments, name)}: it must be at least 1")
-    for classes in (arguments.classes, *arguments.plan_for):
-        if not arguments.ranks <= classes < math.inf:
-            raise ValueError(
-                f"--classes or --plan-for is {classes:g} for {arguments.ranks} ranks: each must own"
-                " one at least"
-            )
     config = load_config(arguments.config, arguments.overrides)
-    only_dataset(config, "benchmark_step.py")
+    for size in job_sizes(config, arguments):
+        if min(size.classes_of_each) < arguments.ranks:
+            raise ValueError(
+                f"--classes or --plan-for is {min(size.classes_of_each):g} for {arguments.ranks}"
+                " ranks: each must own one at least"
+            )
     configs = variants(config, compiled=not arguments.no_compile, on_gpu=arguments.device == "cuda")
     wanted = {"plain", "config", *(arguments.only or configs)}
     if unknown := wanted - set(configs):
         raise ValueError(f"--only names {sorted(unknown)}, known are {', '.join(configs)}")
     return {name: found for name, found in configs.items() if name in wanted}
+
+
+def job_sizes(config: Config, arguments: argparse.Namespace) -> list[JobSize]:
+    """That of --classes, then those of --plan-for."""
+    classes = arguments.classes or [360_000] * len(datasets(config))
+    size = size_given(config, classes, None, arguments.ranks)
+    totals = [[n * total // size.num_classes for n in classes] for total in arguments.plan_for]
+    return [size, *(size_given(config, each, None, arguments.ranks) for each in totals)]
 
 
 def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -96,13 +106,14 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     cost = network_cost(config)
     on_gpu = device.type == "cuda"
     peak = product_flops(device, DTYPES[config.precision])
-    jobs = {name: (found, int(arguments.classes)) for name, found in configs.items()}
-    further = {f"{size:g} classes": (config, int(size)) for size in arguments.plan_for}
+    size, *others = job_sizes(config, arguments)
+    jobs = {name: (found, size.classes_of_each) for name, found in configs.items()}
+    further = {f"{more.num_classes:g} classes": (config, more.classes_of_each) for more in others}
     plain = set(configs) - {"config", LATE_EXCHANGE}
     sides = measure(jobs | further, device, arguments.steps, waiting_first=plain)
     report: dict[str, Any] = {
         "backbone": config.backbone.name,
-        "classes": int(arguments.classes),
+        "classes": size.num_classes,
         "batch": sides["config"].job.global_batch,
         "ranks": parallel.world_size(),
         "threads_per_rank": torch.get_num_threads(),
@@ -115,8 +126,8 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         found["speedup"] = report["variants"]["plain"]["seconds"] / found["seconds"]
     report["shares"] = shares(sides["config"], config)
     report["planned"] = [
-        {"classes": size, "seconds": summary(sides[name], cost, peak)["seconds"]}
-        for name, (_, size) in further.items()
+        {"classes": sum(each), "seconds": summary(sides[name], cost, peak)["seconds"]}
+        for name, (_, each) in further.items()
     ]
     report["calibration"] = measured_rates(sides["config"], cost)
     # Of all variants together; on a GPU each has a peak_bytes of its own.
@@ -128,12 +139,13 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     return report
 
 
-def add_plans(report: dict[str, Any], config: Config, device: torch.device) -> None:
+def add_plans(
+    report: dict[str, Any], config: Config, sizes: list[JobSize], device: torch.device
+) -> None:
     """Beside each measured step of --plan-for the one that plan.py would have promised."""
     rates = DEVICES["cpu" if device.type == "cpu" else "h200"]
     rates = dataclasses.replace(rates, **report["calibration"])
-    for found in report["planned"]:
-        size = JobSize(found["classes"], 0, report["ranks"])
+    for found, size in zip(report["planned"], sizes, strict=True):
         with pretend_ranks(size.num_ranks):
             seconds = make_plan(config, size, rates).step_seconds
         found["planned_seconds"] = sum(seconds.values()) - seconds["data_wait"]
@@ -156,16 +168,19 @@ def shares(side: Side, config: Config) -> dict[str, float]:
     if "encoder" in parts:
         seconds["encoder"] = parts["encoder"]
     total = sum(seconds.values())
-    if isinstance(config.data.train, str) and Path(config.data.train).exists():
+    paths = [own.data.train for own in datasets(config).values()]
+    if all(isinstance(path, str) and Path(path).exists() for path in paths):
         seconds["data"] = seconds_per_batch(config, side.device) * config.optimizer.accumulate
     return {name: value / total for name, value in seconds.items()}
 
 
 def seconds_per_batch(config: Config, device: torch.device) -> float:
     """What the loader takes for a batch with nothing else to do."""
-    path = config.data.train or []
-    assert not isinstance(path, dict)
-    loader = new_loader(config, {"": open_catalog(path)}, device)
+    catalogs = {}
+    for name, own in datasets(config).items():
+        assert not isinstance(own.data.train, dict)
+        catalogs[name] = open_catalog(own.data.train or [])
+    loader = new_loader(config, catalogs, device)
     num_batches = 30
     batches = iter(loader.batches(0, num_batches + 5))
     for _ in range(5):
@@ -209,7 +224,8 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
     is_first = parallel.rank() == 0
     parallel.stop()
     if is_first:
-        add_plans(report, wanted_variants(arguments)["config"], device)
+        config = wanted_variants(arguments)["config"]
+        add_plans(report, config, job_sizes(config, arguments)[1:], device)
         if arguments.json != "-":
             print_table(report)
         commands.write_json(arguments.json, report)

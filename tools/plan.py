@@ -16,7 +16,7 @@ from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.capacity import NUM_RANKS, capacities
 from kappaface_dist.planning.fitting import counted
 from kappaface_dist.planning.host_memory import ranks_of_node
-from kappaface_dist.planning.job_size import JobSize, size_of_datasets
+from kappaface_dist.planning.job_size import JobSize, size_given
 from kappaface_dist.planning.plan import Plan, make_plan, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.step_time import DEVICES
@@ -73,21 +73,15 @@ def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
         except ValueError as error:
             raise ValueError(f"{error}; or give --classes and --images") from error
         classes, images = [number for number, _ in found], images or [number for _, number in found]
-    # Without a number of images only the time in all is unknown; the field's sets have about 40.
-    images = images or [40 * number for number in classes]
-    for name, given in (("--classes", classes), ("--images", images)):
-        if len(given) != len(owns):
-            raise ValueError(
-                f"{name} is given {len(given)} times for {len(owns)} datasets"
-                f" ({', '.join(owns) or 'data.train'}): give it once for each, in their order"
-            )
+    # Without a number of images only the time in all is unknown.
+    size = size_given(config, classes, images, arguments.gpus)
     for number in classes:
         if not 1 <= arguments.gpus <= number:
             raise ValueError(
                 f"--gpus is {arguments.gpus} for {number:g} classes: each rank must own one at"
                 " least"
             )
-    return size_of_datasets(list(zip(classes, images, strict=True)), arguments.gpus)
+    return size
 
 
 def report_of(plan: Plan, size: JobSize, gpu: str, advice: list[tuple[str, int]]) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
-from kappaface_dist.config.datasets import only_dataset
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.count_collectives import bytes_by_name
-from kappaface_dist.planning.memory import JobSize
+from kappaface_dist.planning.job_size import size_given
 from kappaface_dist.planning.operations import rehearse_without_a_gpu
 from kappaface_dist.planning.plan import make_plan
 from kappaface_dist.planning.pretend_group import pretend_ranks
@@ -31,7 +30,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=512)
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument(
-        "--classes", type=options.positive, required=True, help="identities of all ranks"
+        "--classes",
+        type=options.positive,
+        action="append",
+        required=True,
+        help="identities of all ranks, of several datasets once for each",
     )
     options.add_device(parser)
     parser.add_argument(
@@ -47,14 +50,13 @@ def parse_arguments() -> argparse.Namespace:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rehearse and plan the same job."""
     config = load_config(arguments.config, arguments.overrides)
-    only_dataset(config, "rehearse.py")
     if not 0 <= arguments.rank < arguments.ranks:
         raise ValueError(
             f"--rank is {arguments.rank}, expected 0 to {arguments.ranks - 1}, one of --ranks"
         )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
-    size = JobSize(int(arguments.classes), 40 * int(arguments.classes), arguments.ranks)
+    size = size_given(config, arguments.classes, None, arguments.ranks)
     with pretend_ranks(arguments.ranks, arguments.rank):
         if arguments.fake:
             measured = rehearse_without_a_gpu(config, size)

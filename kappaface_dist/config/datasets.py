@@ -52,16 +52,6 @@ def weights(config: Config) -> list[float]:
     return [own.weight for own in train.values()] if isinstance(train, dict) else [1.0]
 
 
-def only_dataset(config: Config, who: str) -> None:
-    """Raise ValueError for several datasets, where somebody knows one alone."""
-    train = config.data.train
-    if isinstance(train, dict):
-        raise ValueError(
-            f"{who} takes one dataset, and data.train names {', '.join(train)}: set data.train to a"
-            " path, whose head then stands for all"
-        )
-
-
 def called(name: str) -> str:
     """How messages call the section of a dataset."""
     return f"data.train.{name}" if name else "data.train"

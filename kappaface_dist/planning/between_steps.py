@@ -10,6 +10,7 @@ import dataclasses
 import torch
 
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.head_buffers import without_kernels
 from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter
@@ -33,11 +34,15 @@ def operation_bytes(config: Config, size: JobSize) -> dict[str, int]:
 def _peaks(config: Config, num_classes: int) -> dict[str, int]:
     backbone = dataclasses.replace(config.backbone, embedding_size=EMBEDDING_SIZE)
     config = dataclasses.replace(config, backbone=backbone)
-    head = made_up_head(config, num_classes, torch.device("cpu"))
+    head = made_up_head(without_kernels(config), num_classes, torch.device("cpu"))
     if (statistics := head.class_margins.statistics) is not None:
         statistics.kappa_K.fill_(50.0)  # every class has been measured
+        statistics.epoch_weights = (0.0, 1.0)  # and images of the present epoch were seen
     peaks = {}
-    for name, function in (("log line", head.summary), ("epoch's end", head.end_epoch)):
+    functions = {"log line": head.summary, "epoch's end": head.end_epoch}
+    if config.margin.get("refresh_steps"):
+        functions["a window's end"] = head.refresh
+    for name, function in functions.items():
         with MemoryMeter() as meter:
             function()
         peaks[name] = meter.peak_bytes

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from kappaface_dist.backbones.counting import Cost
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.collectives import head_calls
 from kappaface_dist.planning.head_benchmark import RandomBatch, StreamingSide, seconds_per_step
-from kappaface_dist.planning.made_up_job import made_up_head, only_head
+from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.step_benchmark import Side, part_seconds
 from kappaface_dist.planning.step_time import (
     DEVICES,
@@ -99,7 +101,11 @@ def measured_rates(side: Side, cost: Cost) -> dict[str, float]:
         **link_rates(side.device),
     }
     links = replace(DEVICES["cpu"], **rates)  # type: ignore[arg-type]
-    return rates | head_rates(config, StreamingSide(only_head(job)), links, side.device)
+    # Of several heads the one with most images stands for all.
+    owns = datasets(config)
+    name = max(owns, key=lambda one: owns[one].data.batch_size)
+    head = StreamingSide(heads_by_name(job.head)[name])
+    return rates | head_rates(owns[name], head, links, side.device)
 
 
 def link_rates(device: torch.device) -> dict[str, float]:

@@ -48,7 +48,10 @@ class Capacity:
 
 
 def capacities(config: Config, device: Device) -> Iterator[Capacity]:
-    """For each state; everything else is as config has it."""
+    """For each state; everything else is as config has it, but that of several datasets one stands
+    for all.
+    """
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=None))
     sgd = _changed(config, "sgd", ("fp32", "fp32"), STATISTICS["resultant"])
     sizes = {n: JobSize(CLASSES_OF_A_RANK * n, 1, n) for n in NUM_RANKS}
     memories = {}

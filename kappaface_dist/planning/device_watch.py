@@ -12,7 +12,8 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from kappaface_dist.planning.memory_meter import tensors_in
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A place is where these were called from.
@@ -86,9 +87,8 @@ class DeviceWatch(TorchDispatchMode):
             return self._read(args[0])
         if name in ("is_pinned", "_pin_memory", "pin_memory") or kwargs.get("pin_memory"):
             return self._pin(name, func, args, kwargs)
-        on_gpu = any(t.is_cuda for t in tree_leaves((args, kwargs)) if torch.is_tensor(t))
         if name in COUNTING:
-            if on_gpu:
+            if _on_gpu(args):
                 self.wait(name)
             return _at_most(name, args)
         if name == "addmm" and overload.startswith("dtype"):
@@ -96,7 +96,7 @@ class DeviceWatch(TorchDispatchMode):
         if name in ("index", "index_put_", "index_put", "_index_put_impl_"):
             masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
             if masks:
-                if on_gpu:
+                if _on_gpu(args):
                     self.wait(f"{name} by a mask")
                 args = (args[0], _whole_rows(args[1]), *args[2:])
         if self._is_blocking_copy(name, args, kwargs):
@@ -153,12 +153,16 @@ class DeviceWatch(TorchDispatchMode):
         return not asynchronous or host.untyped_storage() not in self._pinned
 
     def _note_collective(self, name: str, args: tuple) -> None:
-        tensors = [t for t in tree_leaves(args) if torch.is_tensor(t)]
+        tensors = tensors_in(args)
         # A gather names what it fills first, a reduce-scatter too; what is sent is the last.
         sent = tensors[-1] if tensors else torch.empty(0)
         self.collectives.append(
             Collective(name, sent.device.type, sent.dtype, tuple(sent.shape), place())
         )
+
+
+def _on_gpu(args: tuple) -> bool:
+    return any(tensor.is_cuda for tensor in tensors_in(args))
 
 
 def place() -> str:

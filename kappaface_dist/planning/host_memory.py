@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.checkpoint.pieces import PIECE_BYTES, Room, row_ranges
 from kappaface_dist.config.keys import Config
+from kappaface_dist.planning.head_buffers import without_kernels
 from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.step_time import RANKS_PER_NODE
@@ -81,7 +82,7 @@ def _replicated(config: Config) -> list[Shape]:
 def _sharded(config: Config, size: JobSize) -> list[Shape]:
     found = []
     for own, own_size in jobs_of(config, size):
-        state = made_up_head(own, 8 * size.num_ranks, CPU).sharded_state()
+        state = made_up_head(without_kernels(own), 8 * size.num_ranks, CPU).sharded_state()
         rows = own_size.classes_per_rank
         found += [(torch.Size([rows, *t.shape[1:]]), t.element_size()) for t in state.values()]
     return found

@@ -1,27 +1,32 @@
-"""A job without a dataset: the real networks, head and optimizer, and random images.
+"""A job without a dataset: the real networks, heads and optimizer, and random images.
 
 Shapes: B images on this rank, H W image size, C all classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.head import PartialFC
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.planning.job_size import IMAGES_PER_CLASS
 from kappaface_dist.training.build import Learner, build_learner
 from kappaface_dist.training.heads import build_head
 
-IMAGES_PER_CLASS = 40  # as plan.py takes where it is not told
-
 
 def at_largest_rate(config: Config) -> Config:
-    """The job in the epochs of its largest sample rate, where it needs most."""
+    """The job in the epochs of its largest sample rates, where it needs most."""
     head = replace(config.head, sample_rate=config.head.largest_sample_rate)
-    return replace(config, head=head)
+    train = config.data.train
+    if isinstance(train, dict):
+        rates = {name: own.head.largest_sample_rate for name, own in datasets(config).items()}
+        train = {name: replace(own, sample_rate=rates[name]) for name, own in train.items()}
+    return replace(config, head=head, data=replace(config.data, train=train))
 
 
 def made_up_head(config: Config, num_classes: int, device: torch.device) -> PartialFC:
@@ -29,25 +34,40 @@ def made_up_head(config: Config, num_classes: int, device: torch.device) -> Part
     return build_head(at_largest_rate(config), np.full(num_classes, IMAGES_PER_CLASS), device)
 
 
-def made_up_job(config: Config, num_classes: int, device: torch.device) -> Learner:
-    """What learns in a run of config, for classes of equal size, at its largest sample rate."""
-    return build_learner(at_largest_rate(config), np.full(num_classes, IMAGES_PER_CLASS), device)
+def made_up_job(config: Config, num_classes: int | Sequence[int], device: torch.device) -> Learner:
+    """What learns in a run of config, for classes of equal size, at its largest sample rate.
+
+    Args:
+        num_classes: of several datasets those of each.
+    """
+    sizes = zip(datasets(config), _each(num_classes), strict=True)
+    counts = {name: np.full(number, IMAGES_PER_CLASS) for name, number in sizes}
+    return build_learner(at_largest_rate(config), counts, device)
 
 
-def only_head(learner: Learner) -> PartialFC:
-    """The head of a job of one dataset, which is what is measured at a time."""
-    assert isinstance(learner.head, PartialFC)
-    return learner.head
+def random_batches(
+    config: Config, num_classes: int | Sequence[int], device: torch.device
+) -> list[Batch]:
+    """The micro-batches of one step of this rank: noise, and random labels.
 
-
-def random_batches(config: Config, num_classes: int, device: torch.device) -> list[Batch]:
-    """The micro-batches of one step of this rank: noise, and random labels."""
+    Args:
+        num_classes: of several datasets those of each.
+    """
+    owns = [own.data.batch_size for own in datasets(config).values()]
     generator = torch.Generator().manual_seed(parallel.rank())
     shape = (config.data.batch_size, 3, config.data.image_size, config.data.image_size)
     batches = []
     for _ in range(config.optimizer.accumulate):
         image_B3HW = torch.rand(shape, generator=generator) * 2 - 1
-        label_B = torch.randint(num_classes, shape[:1], generator=generator)
+        labels = [
+            torch.randint(number, (images,), generator=generator)
+            for number, images in zip(_each(num_classes), owns, strict=True)
+        ]
+        label_B = torch.cat(labels)
         slot_B = torch.randint(IMAGES_PER_CLASS, shape[:1], generator=generator).int()
         batches.append(Batch(image_B3HW.to(device), label_B.to(device), slot_B=slot_B.to(device)))
     return batches
+
+
+def _each(num_classes: int | Sequence[int]) -> Sequence[int]:
+    return [num_classes] if isinstance(num_classes, int) else num_classes

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -69,9 +68,22 @@ def storages(tree: Any, device_type: str | None = None) -> list[torch.UntypedSto
     """The storages of all tensors in nested containers, or of those on such a device."""
     return [
         leaf.untyped_storage()
-        for leaf in tree_leaves(tree)
-        if isinstance(leaf, torch.Tensor) and device_type in (None, leaf.device.type)
+        for leaf in tensors_in(tree)
+        if device_type is None or leaf.device.type == device_type
     ]
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """All tensors in nested tuples, lists and dicts; several times as fast as torch's tree_leaves,
+    which every operator would pay for.
+    """
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -70,11 +70,16 @@ class Side:
     """One job under measurement, on the same random images as the others.
 
     Args:
+        num_classes: of several datasets those of each.
         waits_first: for the exchange of gradients, before the head's second pass.
     """
 
     def __init__(
-        self, config: Config, num_classes: int, device: torch.device, waits_first: bool = False
+        self,
+        config: Config,
+        num_classes: int | Sequence[int],
+        device: torch.device,
+        waits_first: bool = False,
     ):
         self._phase: Callable[[str], AbstractContextManager]
         self._phase = self._wait_first if waits_first else record_function
@@ -154,12 +159,13 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def measure(
-    jobs: dict[str, tuple[Config, int]],
+    jobs: Mapping[str, tuple[Config, int | Sequence[int]]],
     device: torch.device,
     num_steps: int,
     waiting_first: Collection[str] = (),
 ) -> dict[str, Side]:
-    """num_steps timed steps of each (configuration, classes), taking turns; collective.
+    """num_steps timed steps of each (configuration, classes of each of its datasets), taking turns;
+    collective.
 
     Args:
         waiting_first: names of those whose gradients are waited for in the backward pass.

@@ -14,8 +14,8 @@ from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.collectives import PlannedCall
+from kappaface_dist.planning.head_buffers import micro_batch_images, step_images
 from kappaface_dist.planning.job_size import JobSize, jobs_of
-from kappaface_dist.planning.memory import micro_batch_images, step_images
 
 GIGA, TERA = 1e9, 1e12
 # Share of the datasheet's rate that large products reach.

@@ -60,11 +60,12 @@ def train_step(
         check: called with each loss, before anything is changed.
         phase: entered around each part by its name, one of PHASES.
         backbone_factor: times lr, the learning rate of the backbone; at 0 it is frozen.
-        epoch: in which the step begins, of several datasets each in its own, by name. After the
+        epoch: in which the step begins, of several datasets all, or each by its name. After the
             step, a head's `end_epoch` is to be called for each epoch that ended in it.
     """
     optimizer, scaler = learner.optimizer, learner.scaler
-    epochs = {"": epoch} if isinstance(epoch, int) else dict(epoch)
+    names = heads_by_name(learner.head)
+    epochs = dict.fromkeys(names, epoch) if isinstance(epoch, int) else dict(epoch)
     _sample(learner, epochs)
     frozen = backbone_factor == 0.0
     # Frozen means its running statistics too.

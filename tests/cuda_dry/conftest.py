@@ -1,20 +1,21 @@
 """These tests need a torch that was built for CUDA, and no GPU: `make test-cuda-dry` has one."""
 
-import sys
-import threading
-from contextlib import contextmanager
+import ast
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
 import torch
 
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.training.build import build_learner
-from tests.cuda_dry.lines import ROOT, marked_lines
+from tests.cuda_dry.lines import ROOT, is_listed_as_run, marked_lines
 from tests.cuda_dry.settings import BASE
+from tests.planted import changed, module_of
 
 NUM_CLASSES = 5_000
 # Instead of r100 at 112 pixels, where the network is not what is looked at.
@@ -38,27 +39,44 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def note_executed_lines():
-    """Which of the lines that depend on a GPU run in these tests."""
+    """Which of the lines that depend on a GPU run in these tests.
+
+    Each has a note before it: a tracer, which Python asks at every call, takes as long as the rest.
+    """
     wanted = {}
     for line in marked_lines():
-        wanted.setdefault(str(ROOT / line.path), {})[line.number] = line.path
+        if is_listed_as_run(line):
+            wanted.setdefault(line.path, set()).add(line.number)
+    with ExitStack() as stack:
+        for path, numbers in wanted.items():
+            tree = Notes(path, numbers).visit(ast.parse((ROOT / path).read_text("utf-8")))
+            module = module_of(path)
+            module.note_executed = executed.add
+            stack.enter_context(changed(module, compile(tree, ROOT / path, "exec")))
+        yield
 
-    def in_function(frame, event, _):
-        if event == "line":
-            name = wanted[frame.f_code.co_filename].get(frame.f_lineno)
-            if name is not None:
-                executed.add((name, frame.f_lineno))
-        return in_function
 
-    def in_call(frame, *_):
-        return in_function if frame.f_code.co_filename in wanted else None
+class Notes(ast.NodeTransformer):
+    """Puts a note before each statement that begins in one of these lines."""
 
-    before = sys.gettrace()
-    sys.settrace(in_call)
-    threading.settrace(in_call)
-    yield
-    sys.settrace(before)
-    threading.settrace(None)
+    def __init__(self, path, numbers):
+        self.path, self.numbers = path, numbers
+
+    def generic_visit(self, node):
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            statements = getattr(node, name, None)
+            if isinstance(statements, list):
+                setattr(node, name, [part for one in statements for part in (*self.note(one), one)])
+        return node
+
+    def note(self, statement):
+        if statement.lineno not in self.numbers:
+            return []
+        note = ast.parse(f"note_executed(({self.path!r}, {statement.lineno}))").body
+        for part in ast.walk(note[0]):
+            ast.copy_location(part, statement)
+        return note
 
 
 def configure(*overrides):
@@ -79,8 +97,14 @@ def gpu():
 
 
 def learner_of(*overrides, num_classes=NUM_CLASSES):
-    """What configs/glint360k.yaml trains, with these settings changed, on fake tensors."""
-    return build_learner(configure(*overrides), np.full(num_classes, 50), DEVICE)
+    """What configs/glint360k.yaml trains, with these settings changed, on fake tensors.
+
+    Args:
+        num_classes: of each dataset.
+    """
+    config = configure(*overrides)
+    counts = {name: np.full(num_classes, 50) for name in datasets(config)}
+    return build_learner(config, counts, DEVICE)
 
 
 def batches_of(learner):

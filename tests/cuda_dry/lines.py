@@ -176,7 +176,7 @@ EXCUSED = [
     ("kappaface_dist/planning/calibration.py", "*", "measures a GPU that is there"),
     ("kappaface_dist/planning/gpu_*.py", "*", "checks a GPU that is there"),
     ("kappaface_dist/planning/rehearsal.py", "*", "asks a real GPU's allocator"),
-    ("kappaface_dist/planning/memory.py", "*", "what it counts: cuda_dry/test_operations.py"),
+    ("kappaface_dist/planning/head_buffers.py", "*", "what it counts: test_operations.py"),
     ("kappaface_dist/planning/backbone_memory.py", "*", "arithmetic: its unit test"),
     ("kappaface_dist/planning/host_memory.py", "*", "arithmetic: planning/test_host_memory.py"),
     ("kappaface_dist/planning/fitting.py", "*", "asks a GPU that is there for its size"),

@@ -44,6 +44,13 @@ SETTINGS: dict[str, list[str]] = {
     ],
     "a memory": ["margin.source=memory"],
     "an encoder": ["margin.source=encoder"],
+    "two datasets": [
+        "data.train={a: {path: x, share: 0.75}, b: {path: x, share: 0.25, margin: {name: arcface}}}"
+    ],
+    "two datasets, one sampled": [
+        "data.train={a: {path: x, share: 0.5, sample_rate: 0.1}, b: {path: x, share: 0.5}}",
+        *("optimizer.accumulate=2", "data.train.b.margin.source=memory"),
+    ],
 }
 # By key, or key and value.
 EXCUSED: dict[str, str] = {

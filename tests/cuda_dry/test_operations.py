@@ -2,21 +2,21 @@
 
 import pytest
 
-from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.planning.between_steps import operation_bytes as planned_operations
-from kappaface_dist.planning.count_collectives import CountCollectives
-from kappaface_dist.planning.memory import JobSize, memory_items
-from kappaface_dist.planning.operations import operation_bytes, rehearse_without_a_gpu
+from kappaface_dist.planning.job_size import jobs_of, size_given
+from kappaface_dist.planning.made_up_job import made_up_job
+from kappaface_dist.planning.memory import head_items, memory_items
+from kappaface_dist.planning.operations import rehearse_without_a_gpu
 from kappaface_dist.planning.plan import planned_calls
+from kappaface_dist.planning.pretend_gpu import DEVICE, pretend_gpu
 from kappaface_dist.planning.pretend_group import pretend_ranks
-from kappaface_dist.training import loss_guard
-from kappaface_dist.training.step import train_step
-from tests.cuda_dry.conftest import batches_of, configure, learner_of, on_ranks
+from kappaface_dist.planning.rehearsal import rehearse_steps
+from tests.cuda_dry.conftest import configure
 from tests.cuda_dry.settings import SETTINGS
 
 SMALL = ["backbone.name=tiny", "data.image_size=32", "data.batch_size=16"]
-RANKS, CLASSES = 8, 400_000
-SIZE = JobSize(CLASSES, 40 * CLASSES, RANKS)
+RANKS, CLASSES = 8, (400_000, 150_000)  # the second of another dataset
 STATE = ("centres", "centre_optimizer", "class_statistics")
 # Those that change what is held, or how it is worked on.
 CASES = {
@@ -24,6 +24,7 @@ CASES = {
     for name in (
         *("as it is", "fp32", "adamw", "bf16 centres", "sampled", "cached embeddings"),
         *("checkpointing", "skip_mass", "target cosines", "a memory", "an encoder"),
+        *("short windows", "two datasets", "two datasets, one sampled"),
     )
 } | {
     "accumulated, some cached": ["optimizer.accumulate=3", "head.logit_cache_bytes=8000000"],
@@ -46,10 +47,11 @@ def within(planned, executed):
 )
 def test_every_item_and_operation_is_as_planned(case):
     config = configure(*SMALL, *CASES[case])
+    size = size_given(config, CLASSES if len(datasets(config)) > 1 else CLASSES[:1], None, RANKS)
     with pretend_ranks(RANKS):
-        found = rehearse_without_a_gpu(config, SIZE)
-        memory, calls = memory_items(config, SIZE, "cuda"), planned_calls(config, RANKS)
-        operations = planned_operations(config, SIZE)
+        found = rehearse_without_a_gpu(config, size)
+        memory, calls = memory_items(config, size, "cuda"), planned_calls(config, RANKS)
+        operations = planned_operations(config, size)
     executed = found["memory_bytes"]
     missed = {
         item: (memory[item], num_bytes)
@@ -61,7 +63,6 @@ def test_every_item_and_operation_is_as_planned(case):
     assert [(c.name, c.num_bytes) for c in found["collectives"]] == [
         (c.name, c.num_bytes) for c in calls
     ]
-    statistics = int(executed["class_statistics"] > 0 and "arcface" not in str(config.margin))
     state = sum(executed[item] for item in STATE)
     for name, (device, _) in found["operation_bytes"].items():
         if name in operations:
@@ -69,34 +70,21 @@ def test_every_item_and_operation_is_as_planned(case):
         else:  # nothing that a plan would have to know
             assert device <= 0.02 * state, name
     # All of the state but the count of each class, which comes from the dataset.
-    assert within(
-        found["operation_bytes"]["save"][1], state - statistics * 4 * SIZE.classes_per_rank
+    counts = sum(
+        4 * own_size.classes_per_rank
+        for own, own_size in jobs_of(config, size)
+        if own.margin["name"] == "kappaface"
     )
+    assert within(found["operation_bytes"]["save"][1], state - counts)
 
 
-@pytest.fixture
-def job():
-    with on_ranks(RANKS) as gpu:
-        yield learner_of(*SMALL, num_classes=CLASSES), gpu
-
-
-def test_a_copy_of_the_centres_is_noticed(job, monkeypatch):
-    learner, gpu = job
-    monkeypatch.setattr(loss_guard, "all_finite", lambda weight_KD: bool(weight_KD.clone().sum()))
-    found = operation_bytes(learner, gpu)
-    assert found["diagnosis"][0] == pytest.approx(learner.head.weight_KD.nbytes, rel=0.01)
-    others = [device for name, (device, _) in found.items() if name != "diagnosis"]
-    assert max(others) < 0.02 * 3 * learner.head.weight_KD.nbytes
-
-
-def test_a_longer_reduce_is_noticed(job, monkeypatch):
-    """In float64, which NCCL takes, but nothing of the head's needs."""
-    learner, _ = job
-    real = parallel.all_reduce_sum
-    monkeypatch.setattr(parallel, "all_reduce_sum", lambda x: real(x.double()).to(x.dtype))
-    with CountCollectives() as count:
-        train_step(learner, batches_of(learner), 0.1, 0)
-    planned = [(c.name, c.num_bytes) for c in planned_calls(learner.config, RANKS)]
-    executed = [(c.name, c.num_bytes) for c in count.calls]
-    assert [name for name, _ in executed] == [name for name, _ in planned]
-    assert sum(e != p for e, p in zip(executed, planned, strict=True)) == 1
+def test_buffers_of_a_step_are_those_of_three_chunks():
+    """Of eight chunks; where there are fewer, the plan's heads are the job's, and agree with it."""
+    config = configure(*SMALL, *CASES["no statistics"])
+    size = size_given(config, [4_000_000], None, RANKS)
+    with pretend_ranks(RANKS):
+        with pretend_gpu():
+            job = made_up_job(config, size.classes_of_each, DEVICE)
+            executed = rehearse_steps(job, fake=True)["memory_bytes"]
+        planned = head_items(config, size, "cuda")
+    assert not [name for name, value in planned.items() if not within(value, executed[name])]

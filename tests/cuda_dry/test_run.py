@@ -27,15 +27,19 @@ class Event:
         return 3.0
 
 
-@pytest.mark.parametrize("overrides", [[], ["precision=fp16", "optimizer.accumulate=2"]])
-def test_a_run_on_a_gpu(tmp_path, monkeypatch, overrides):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_on_a_gpu(tmp_path, monkeypatch, several):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     asked = []
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda place: asked.append(place) or 1)
     record = write_records(tmp_path / "train.rec", [i % 5 for i in range(40)], size=32)
+    train, overrides = record, []
+    if several:
+        train = f"{{a: {{path: {record}, share: 0.5}}, b: {{path: {record}, share: 0.5}}}}"
+        overrides = ["precision=fp16", "optimizer.accumulate=2"]
     config = configure(
         *TINY,
-        f"data.train={record}",
+        f"data.train={train}",
         f"run.folder={tmp_path / 'run'}",
         *("run.epochs=null", "run.steps=3", "log.every=1", "log.tensorboard=false"),
         *("checkpoint.every=null", "evaluate.sets={}", "evaluate.every=null"),
@@ -51,3 +55,4 @@ def test_a_run_on_a_gpu(tmp_path, monkeypatch, overrides):
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert asked == [DEVICE] * 3
     assert {"memory_bytes", "data_wait_share", "margin_mean"} <= lines[0].keys()
+    assert ("loss/b" in lines[0]) == several

@@ -1,23 +1,23 @@
 """Whole training steps of configs/glint360k.yaml on a GPU that is not here."""
 
 from collections import Counter
+from math import prod
 
 import pytest
-import torch
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
+from kappaface_dist.head.heads import heads_by_name
 from kappaface_dist.head.margins.build import MARGINS
 from kappaface_dist.models.teacher import Teacher
-from kappaface_dist.parallel import ranks as parallel
-from kappaface_dist.planning.count_collectives import CountCollectives
+from kappaface_dist.planning.count_collectives import NAMES, CountCollectives
 from kappaface_dist.planning.gpu_head import KINDS, head_step, margins_of
 from kappaface_dist.planning.plan import planned_calls
 from kappaface_dist.planning.pretend_gpu import DEVICE
 from kappaface_dist.training import distillation
 from kappaface_dist.training.step import train_step
 from tests.cuda_dry.collectives import check_types
-from tests.cuda_dry.conftest import TINY, batches_of, learner_of, on_ranks
+from tests.cuda_dry.conftest import TINY, batches_of, configure, learner_of, on_ranks
 from tests.cuda_dry.settings import SETTINGS
 from tests.cuda_dry.synced import synced_batchnorm
 from tests.cuda_dry.waits import table
@@ -38,7 +38,9 @@ def run(gpu, learner, num_steps=2, **options):
         loss = train_step(learner, batches_of(learner), 0.1, step, **options)
         assert loss.device.type == "cuda"
         assert loss.shape == ()
-    tensors = [*learner.network.state_dict().values(), *learner.head.sharded_state().values()]
+    tensors = list(learner.network.state_dict().values())
+    for head in heads_by_name(learner.head).values():
+        tensors += head.sharded_state().values()
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
     return Counter(wait.place for wait in gpu.waits)
 
@@ -50,19 +52,33 @@ def run(gpu, learner, num_steps=2, **options):
 def test_a_step_waits_where_the_readme_says(case, num_ranks):
     overrides = SETTINGS[case]
     with on_ranks(num_ranks, num_ranks // 2) as gpu:
+        planned = planned_for(overrides, num_ranks)
         waits = run(gpu, learner_of(*TINY, *overrides))
+        check_types(gpu.collectives)
+        assert sent(gpu) == planned
     assert waits == WAITS.get(case, {})
     assert set(waits) <= set(table("a step"))
     # DDP's own, which stand for as many as it has buckets, are not of the head.
     head = [c for c in gpu.collectives if c.place.startswith("head/")]
     times = learner_times(overrides)
     # Micro-batches that sample their classes announce their labels first.
-    announced = THREE[:1] * (case == "sampled and accumulated")
+    announced = THREE[:1] * (case in ("sampled and accumulated", "two datasets, one sampled"))
     expected = announced + THREE * times + THREE[:1] * (case == "an encoder")
     # A window that ends in the step: what all ranks' statistics have in common.
     expected += ["allreduce_"] * 3 * (case == "short windows")
     assert [call.name for call in head] == (expected if num_ranks > 1 else [])
-    check_types(gpu.collectives)
+
+
+def sent(gpu):
+    """(name, bytes) of each collective of the step."""
+    return sorted(
+        (NAMES[call.name][0], prod(call.shape) * call.dtype.itemsize) for call in gpu.collectives
+    )
+
+
+def planned_for(overrides, num_ranks):
+    calls = planned_calls(configure(*TINY, *overrides), num_ranks)
+    return sorted((call.name, call.num_bytes) for call in calls)
 
 
 def learner_times(overrides):
@@ -75,9 +91,12 @@ def learner_times(overrides):
 
 @pytest.mark.parametrize("name", MARGINS)
 def test_every_margin(name):
+    overrides = [f"margin.name={name}"]
     with on_ranks(8) as gpu:
-        assert not run(gpu, learner_of(*TINY, f"margin.name={name}"))
-    check_types(gpu.collectives)
+        planned = planned_for(overrides, 8)
+        assert not run(gpu, learner_of(*TINY, *overrides))
+        check_types(gpu.collectives)
+        assert sent(gpu) == planned
 
 
 @pytest.mark.parametrize("source", ["memory", "encoder"])
@@ -165,37 +184,3 @@ def test_some_images_of_a_chunk_are_left_out(gpu):
     learner = learner_of(*TINY, "head.skip_mass=0.1")
     gpu.value = 5
     run(gpu, learner)
-
-
-def a_cpu_tensor(learner):
-    learner.head.class_margins.margin_K = torch.ones(len(learner.head.classes))
-
-
-def a_read(learner):
-    forward = learner.head.forward
-
-    def read(embedding_BD, label_B, *others):
-        label_B.max().item()
-        return forward(embedding_BD, label_B, *others)
-
-    learner.head.forward = read
-
-
-def test_a_tensor_on_the_host_is_noticed(gpu):
-    learner = learner_of(*TINY)
-    a_cpu_tensor(learner)
-    with pytest.raises(RuntimeError, match=r"cuda:0|different devices"):
-        run(gpu, learner)
-
-
-def test_a_read_is_noticed(gpu):
-    learner = learner_of(*TINY)
-    a_read(learner)
-    assert sum(run(gpu, learner).values()) == 1
-
-
-def test_a_type_that_nccl_does_not_take_is_noticed():
-    with on_ranks(8) as gpu:
-        parallel.all_reduce_sum(torch.ones(3, dtype=torch.int16, device="cuda:0"))
-    with pytest.raises(AssertionError, match="int16"):
-        check_types(gpu.collectives)

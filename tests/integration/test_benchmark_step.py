@@ -1,6 +1,8 @@
 """tools/benchmark_step.py as a user runs it, and a plan with the rates that it measures."""
 
 import json
+import runpy
+from unittest import mock
 
 import pytest
 import torch
@@ -140,6 +142,27 @@ def test_a_plan_for_other_sizes_follows_from_the_rates(write_config, tmp_path, n
         traffic = 5 * 4 * rows * 256 / rates["head_bytes"]
         head = products + traffic + rates["head_fixed_seconds"]
         assert planned["head"] == pytest.approx(head)
+
+
+def test_two_datasets(write_config, tmp_path):
+    """--classes once for each; another size in the same proportions, beside its plan."""
+    tool = runpy.run_path("tools/benchmark_step.py")
+    path, target = write_config(), tmp_path / "report.json"
+    two = (
+        "data.train={a: {path: x, share: 0.75}, b: {path: x, share: 0.25, margin: {name: arcface}}}"
+    )
+    small = [two, "data.batch_size=8", "backbone.embedding_size=16", "--no-compile", "--steps=1"]
+    sizes = ["--only=plain", "--classes=300", "--classes=100", "--plan-for=2000", "--json", target]
+    with mock.patch("sys.argv", list(map(str, ["tool", path, *small, *sizes]))):
+        tool["main"]()
+    report = json.loads(target.read_text())
+    assert (report["classes"], report["batch"]) == (400, 8)
+    assert report["planned"][0]["classes"] == 2000
+    assert report["planned"][0]["planned_seconds"] > 0
+    assert {"head_flops", "head_bytes", "head_fixed_seconds"} <= report["calibration"].keys()
+    arguments = mock.Mock(classes=None, plan_for=[], ranks=1)
+    of_each = tool["job_sizes"](load_config(path, [two]), arguments)[0].classes_of_each
+    assert of_each == [360_000, 360_000]
 
 
 def test_shards_of_unequal_size_do_not_wait_for_each_other(write_config):

@@ -33,7 +33,7 @@ ONE_NETWORK = "backbone.name=tiny backbone.embedding_size=16 data.image_size=32 
 SMALLER = {
     "train": f"{ONE_NETWORK} run.epochs=4 log.every=1 log.tensorboard=false evaluate.every=null",
     "plan": ONE_NETWORK,
-    "rehearse": f"{ONE_NETWORK} --classes 2000",
+    "rehearse": ONE_NETWORK,
     "watch": "--once",
     "export": "--formats safetensors",
 }

@@ -9,7 +9,8 @@ from kappaface_dist.config.file import load_config
 from kappaface_dist.head import build_margin
 from kappaface_dist.planning.calibration import calibrated
 from kappaface_dist.planning.collectives import bucket_sizes
-from kappaface_dist.planning.memory import JobSize, memory_items
+from kappaface_dist.planning.job_size import JobSize, size_given
+from kappaface_dist.planning.memory import memory_items
 from kappaface_dist.planning.plan import make_plan, planned_calls, remedies
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.planning.rehearsal import rehearse
@@ -39,9 +40,9 @@ def load(tmp_path):
     return _load
 
 
-def compare(config, num_ranks, num_classes, rank=0):
+def compare(config, num_ranks, *num_classes, rank=0):
     """Every planned item and collective is what the rank takes."""
-    size = JobSize(num_classes, 40 * num_classes, num_ranks)
+    size = size_given(config, num_classes, None, num_ranks)
     with pretend_ranks(num_ranks, rank):
         measured = rehearse(config, size, CPU)
         memory, calls = memory_items(config, size), planned_calls(config, num_ranks)
@@ -79,11 +80,37 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
         ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
         ["head.skip_mass=0.01"],
         ["head.centre_dtype=bf16", "head.momentum_dtype=none", "head.sample_rate=0.2"],
+        # Collectives of their own: scalars at a window's end, target cosines and peaks, norms.
+        ["margin.refresh_steps=1", "margin.standardise=robust", "optimizer.accumulate=2"],
+        ["margin.refresh_steps=1", "margin.source=encoder", "margin.estimator=empirical_bayes"],
+        ["margin.refresh_steps=3"],
+        ["margin.name=curricularface"],
+        ["margin.name=adaface"],
+        ["margin.name=magface"],
     ],
     ids=lambda overrides: overrides[0],
 )
 def test_settings_are_planned(load, overrides):
     compare(load(*overrides), 8, 100_000)
+
+
+TWO = "data.train={a: {path: x, share: 0.75, margin: {name: %s}}, b: {path: x, share: 0.25%s}}"
+CACHED = ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "precision=bf16"]
+
+
+@pytest.mark.parametrize(
+    ("margin", "other", "overrides", "passes"),
+    [
+        ("arcface", "", [], 1),
+        ("curricularface", ", sample_rate: 0.2, margin: {source: memory}", CACHED[:1], 2),
+        ("magface", ", margin: {refresh_steps: 1}", CACHED, 1),
+    ],
+)
+def test_two_datasets_are_planned(load, margin, other, overrides, passes):
+    config = load("data.batch_size=8", TWO % (margin, other), *overrides)
+    _, calls = compare(config, 8, 30_000, 10_000)
+    for item in ("embedding_all_gather", "loss_all_reduce", "embedding_reduce_scatter"):
+        assert sum(call.item == item for call in calls) == passes  # however many heads
 
 
 @pytest.mark.parametrize("source", ["memory", "encoder"])
@@ -231,7 +258,8 @@ def test_the_commands(tmp_path):
     unknown = python("tools/plan.py", config)
     assert unknown.returncode == 1
     assert "give --classes and --images" in unknown.stderr
-    done = python("tools/rehearse.py", config, *small, "--ranks", 16, "--classes", 1000)
+    two = ("data.train={a: {path: x, share: 0.5}, b: {path: x, share: 0.5}}", "--classes", 900)
+    done = python("tools/rehearse.py", config, *small, "--ranks", 16, *two, "--classes", 100)
     assert done.returncode == 0, done.stderr
     assert "4 collectives a step, as planned" in done.stdout
 

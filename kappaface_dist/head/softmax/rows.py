@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Rows rearranged at a time when the layout of the whole shard changes.
-LAYOUT_ROWS = 4096
+# Rows rearranged at a time when the layout of the whole shard changes; of a large one this share.
+LAYOUT_ROWS, LAYOUT_SHARE = 4096, 1 / 1024
 
 
 def value_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -116,7 +116,8 @@ class Centres:
         if split == self._is_split:
             return
         change = split_rows if split else join_rows
-        for first in range(0, len(self._weight_KD), LAYOUT_ROWS):
-            rows = slice(first, first + LAYOUT_ROWS)
+        step = max(LAYOUT_ROWS, int(len(self._weight_KD) * LAYOUT_SHARE))
+        for first in range(0, len(self._weight_KD), step):
+            rows = slice(first, first + step)
             self._weight_KD[rows] = change(self._weight_KD[rows])
         self._is_split = split

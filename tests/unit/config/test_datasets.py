@@ -2,7 +2,7 @@
 
 import pytest
 
-from kappaface_dist.config.datasets import datasets, only_dataset, weights
+from kappaface_dist.config.datasets import datasets, weights
 from kappaface_dist.config.file import load_config, parse_config, to_yaml
 
 TWO = """
@@ -42,7 +42,6 @@ def test_one_dataset_is_the_configuration_itself(path):
     config = load_config(path, ["data.train=x.rec"])
     assert datasets(config) == {"": config}
     assert weights(config) == [1.0]
-    only_dataset(config, "plan.py")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +109,3 @@ def test_what_is_wrong_is_said_in_one_sentence(path, override, message):
         load_config(path, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_who_knows_one_dataset_says_so(path):
-    with pytest.raises(ValueError, match=r"^rehearse.py takes one dataset, and .* names a, b: set"):
-        only_dataset(load_config(path), "rehearse.py")
