@@ -84,9 +84,11 @@ def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
     size, operand = config.backbone.embedding_size, 2 if config.head.dtype == "bf16" else 4
     # A label of eight bytes travels behind its embedding, and some for the class statistics.
     behind = 8 + max(bytes_of_marks(margin) for margin in _margins(config))
+    # Of each image its sum and its target's logit; to judge its label, its cosine too.
+    summed = 2 if config.head.robust == "off" else 3
     return [
         PlannedCall("embedding_all_gather", "all_gather", images * (size * operand + behind)),
-        PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4),
+        PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * summed * 4),
         PlannedCall("embedding_reduce_scatter", "reduce_scatter", images * num_ranks * size * 4),
     ]
 

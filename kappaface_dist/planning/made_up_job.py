@@ -49,5 +49,10 @@ def random_batches(config: Config, num_classes: int, device: torch.device) -> li
         image_B3HW = torch.rand(shape, generator=generator) * 2 - 1
         label_B = torch.randint(num_classes, shape[:1], generator=generator)
         slot_B = torch.randint(IMAGES_PER_CLASS, shape[:1], generator=generator).int()
-        batches.append(Batch(image_B3HW.to(device), label_B.to(device), slot_B=slot_B.to(device)))
+        stored_BT = None
+        if config.distill.cache is not None:  # as large as the network's own
+            size = config.backbone.embedding_size
+            stored_BT = torch.randn(shape[0], size, generator=generator).half().to(device)
+        images = image_B3HW.to(device), label_B.to(device)
+        batches.append(Batch(*images, slot_B=slot_B.to(device), stored_BT=stored_BT))
     return batches
