@@ -41,7 +41,16 @@ def only_head(learner: Learner) -> PartialFC:
 
 
 def random_batches(config: Config, num_classes: int, device: torch.device) -> list[Batch]:
-    """The micro-batches of one step of this rank: noise, and random labels."""
+    """The micro-batches of one step of this rank: noise, and random labels.
+
+    Raises:
+        ValueError: the images of the run have several labels each that count.
+    """
+    if config.data.labels == "mean":
+        raise ValueError(
+            "data.labels is mean, and made-up images have one label each: set it to first, with"
+            " data.batch_size times the labels of an image for the head's part"
+        )
     generator = torch.Generator().manual_seed(parallel.rank())
     shape = (config.data.batch_size, 3, config.data.image_size, config.data.image_size)
     batches = []

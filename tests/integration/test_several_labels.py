@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from kappaface_dist.config.file import load_config
 from kappaface_dist.planning.fitting import labels_per_image
 from kappaface_dist.planning.job_size import JobSize
+from kappaface_dist.planning.made_up_job import random_batches
 from kappaface_dist.planning.memory import head_items
 from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.training.build import build_job
+from kappaface_dist.training.derived import derived_numbers
 from tests.commands import exit_line
 from tests.integration.test_datasets import fit
 from tests.processes import run_on_ranks
@@ -96,6 +100,13 @@ def test_what_is_wrong_is_said_in_one_line(config, tmp_path, overrides, message)
     assert line.startswith("error: ")
     assert message in line
     assert "\n" not in line
+
+
+def test_check_says_how_many_labels_there_are(config):
+    numbers = derived_numbers(build_job(load_config(config), torch.device("cpu")))
+    assert numbers["labels_per_image"] == NUM_LABELS
+    with pretend_ranks(1), pytest.raises(ValueError, match="made-up images have one label each"):
+        random_batches(load_config(config), NUM_CLASSES, torch.device("cpu"))
 
 
 def test_who_plans_without_the_data_says_so(config):
