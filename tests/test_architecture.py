@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"data", "head"},
     {
         *("parallel", "config", "backbones"),
-        *("commands", "options", "counter_random", "restricted_pickle"),
+        *("commands", "options", "counter_random", "mixture", "restricted_pickle"),
         *("text_files", "whole_files"),
     },
 ]

@@ -7,9 +7,10 @@
 TRAIN is a dataset as for training, TEST another one or a verification set (.bin). People are
 compared by their mean embeddings, and claimed to be one where the nearest of strangers would hardly
 come as near, which each person's next ones tell. Writes to OUT: report.html with pictures to look
-at, identity_map.tsv (who is who), drop_train.tsv and drop_test.tsv, or drop.tsv (lists for
-convert_record.py --drop), and for a .bin verification/report.html, with and without those people.
-Embeddings are kept in OUT, and made again only where weights or images changed.
+at, identity_map.tsv (who is who, as data.merge takes it), drop_train.tsv and drop_test.tsv, or
+drop.tsv (lists for convert_record.py --drop), and for a .bin verification/report.html, with and
+without those people. Embeddings are kept in OUT, and made again only where weights or images
+changed.
 """
 
 import argparse

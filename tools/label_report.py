@@ -34,6 +34,11 @@ def main() -> None:
     data = args.data or (model.config or {}).get("data", {}).get("train")
     if not data:
         raise ValueError(f"{args.model} does not say what it was trained on: give --data")
+    if isinstance(data, dict):
+        raise ValueError(
+            f"{args.model} was trained on the datasets {', '.join(data)}: name the files of one"
+            " with --data"
+        )
     if args.out is None and not (Path(args.model) / "config.yaml").is_file():
         raise ValueError(f"{args.model} is no run folder to write into: give --out")
     out = Path(args.out or Path(args.model) / "labels")

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from kappaface_dist import commands, options
-from kappaface_dist.config.datasets import datasets
+from kappaface_dist.config.datasets import datasets, paths
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.remote_store import is_remote, masked
@@ -59,15 +59,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def job_size(config: Config, arguments: argparse.Namespace) -> JobSize:
     """The size given, or that of the datasets."""
+    if config.data.labels == "mean":
+        raise ValueError(
+            "data.labels is mean, whose head sees an image once for each of its labels, and plan.py"
+            " knows one label each: let launch/train.py --check count the memory where the data is"
+        )
     owns, classes, images = datasets(config), arguments.classes, arguments.images
     if classes is None:
         for own in owns.values():
-            train = own.data.train or []
-            if any(map(is_remote, [train] if isinstance(train, str) else train)):
-                raise ValueError(
-                    f"data.train is {masked(str(train))}, which would have to be fetched to be"
-                    " counted: give --classes and --images"
-                )
+            for path in paths(own).values():
+                if any(map(is_remote, [path] if isinstance(path, str) else path)):
+                    raise ValueError(
+                        f"data.train is {masked(str(path))}, which would have to be fetched to be"
+                        " counted: give --classes and --images"
+                    )
         try:
             found = counted(config)
         except ValueError as error:

@@ -1,9 +1,9 @@
 """Which class of an earlier run is which class of this one, when identities come and go.
 
-The map is a text file with a line per identity that stays: its class in the earlier run, its class
-in this one, and anything else (its name, say), separated by tabs; lines that begin with # are
-comments. Classes of the earlier run that it does not name are left out, classes of this run that it
-does not name start anew. tools/map_identities.py writes it from two lists of names.
+The map (`data/sources/class_map.py`) has a line per identity that stays: its class in the earlier
+run, its class in this one. Classes of the earlier run that it does not name are left out, classes
+of this run that it does not name start anew. tools/map_identities.py writes it from two lists of
+names.
 Shapes: C classes of this run.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kappaface_dist.text_files import read_lines, shown
+from kappaface_dist.data.sources.class_map import Side, read_class_map
+from kappaface_dist.text_files import shown
 
 
 def read_identity_map(path: str | Path, num_old: int, num_classes: int) -> np.ndarray:
@@ -22,28 +23,8 @@ def read_identity_map(path: str | Path, num_old: int, num_classes: int) -> np.nd
         ValueError: there is no such file, or a line is not of that form, or names a class out of
             range or twice.
     """
-    old_class_C = np.full(num_classes, -1, dtype=np.int64)
-    used: set[int] = set()
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        try:
-            old, new = (int(field) for field in line.split("\t")[:2])
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number} is {line!r}: expected the earlier class, a tab, the class"
-            ) from error
-        for kind, value, limit in (("earlier", old, num_old), ("present", new, num_classes)):
-            if not 0 <= value < limit:
-                raise ValueError(
-                    f"{path}, line {number} names {kind} class {value}, and there are {limit}:"
-                    f" classes run from 0 to {limit - 1}"
-                )
-        if old in used or old_class_C[new] != -1:
-            raise ValueError(f"{path}, line {number}: class {old} or {new} has a line already")
-        used.add(old)
-        old_class_C[new] = old
-    return old_class_C
+    old, new = Side("earlier class {}", num_old), Side("present class {}", num_classes)
+    return read_class_map(path, old, new)
 
 
 def write_identity_map(path: str | Path, old: Sequence[str], new: Sequence[str]) -> int:

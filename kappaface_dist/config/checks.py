@@ -143,6 +143,21 @@ def _check_model(config: Config) -> None:
         raise ValueError(
             "distill.kind is relation, and data.batch_size is 1, which has no pairs: raise it"
         )
+    if distill.cache is not None and config.data.augment not in ("none", "flip"):
+        raise ValueError(
+            f"distill.cache is set, and data.augment is {config.data.augment}, whose images are not"
+            " those that the teacher saw: set it to flip or none, or leave distill.cache out"
+        )
+    if distill.cache is not None and "" not in datasets(config):
+        raise ValueError(
+            "distill.cache is of one dataset, and data.train names several: leave it out, or make"
+            " them one with data.merge"
+        )
+    if config.data.labels == "mean" and "" not in datasets(config):
+        raise ValueError(
+            "data.labels is mean, and data.train names several datasets, of which every image has a"
+            " fixed place in a batch: use draw, or make them one with data.merge"
+        )
     for name in config.run.accept_changes:
         ours = any(f"{known}.".startswith(f"{name}.") for known in PROBLEM)
         if not ours and not name.startswith(("margin.", "data.train.")):

@@ -50,9 +50,15 @@ class Data:
     # a .rec file, a folder of identities, a glob, or a list of them; or s3://, gs://, https://;
     # or several datasets by name, a head each: {a: {path: ..., share: 0.7}, b: {...}}
     train: str | list[str] | dict[str, TrainSet] | None = key(None, problem=True)
+    # make one dataset of several, with one head: a map of who is who (identity_map.tsv of
+    # tools/find_overlap.py) of two; of more {a-b: MAP, a-c: MAP}, first column and second
+    merge: str | dict[str, str] | None = key(None)
     # auto: DALI where there is a GPU and DALI
     loader: str = key("auto", choices=("auto", "dali", "cpu"))
     batch_size: int = key(128, at_least=1, at_most=1e5)  # images per rank and step
+    # where a record gives an image several (clusters as classes): its first | draw one of them in
+    # each epoch | the mean of the losses of all
+    labels: str = key("first", choices=("first", "draw", "mean"), problem=True)
     # pixels; images are decoded to this size
     image_size: int = key(112, at_least=1, at_most=1024, problem=True)
     augment: str = key("flip", choices=("none", "flip", "adaface", "strong"))
@@ -123,6 +129,9 @@ class Head:
     # Triton kernels for bf16 products on a GPU: tiles write no logits, chunks do, off is none; auto
     # is what `kappaface gpu-check` measured to be the faster on this machine, otherwise chunks
     fused: bool | str = key("auto", choices=(True, False, "auto", "tiles", "chunks"))
+    # by how likely its label is right, from two kinds of target cosines in the epoch before: an
+    # image counts in the loss, dirty ones not in kappaface's statistics, or both
+    robust: str = key("off", choices=("off", "loss", "statistics", "both"), problem=True)
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
 
@@ -145,6 +154,8 @@ class Head:
 class Distill:
     # the teacher: a run, a checkpoint or an export of ours, or InsightFace's .pth or .onnx
     model: str | None = key(None, problem=True)
+    # Parquet file of its embeddings, in its place (tools/cache_teacher.py writes it)
+    cache: str | None = None
     weight: float = key(1.0, above=0, problem=True)  # of its loss, beside the margin's
     # cosine: 1 - cos to its embedding, of equal size; relation: the cosines of a rank's pairs
     kind: str = key("cosine", choices=("cosine", "relation"), problem=True)

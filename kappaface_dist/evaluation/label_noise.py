@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kappaface_dist.evaluation.mixture import fit_mixture
 from kappaface_dist.evaluation.one_to_many.search import search
+from kappaface_dist.mixture import fit_mixture
 
 PROBABLE = 0.5
 # A part of a class that is another person has so many images, and so large a share of them.

@@ -52,6 +52,7 @@ class PartialFC(torch.nn.Module):
         chunk_bytes: of one chunk of logits; None: what suits the device's cache.
         skip_mass: share of the negatives' mass that `step` may leave out (`softmax/negligible.py`).
         fused: the Triton kernels, as `softmax/settings.py` has it; True: "auto", False: "off".
+        robust: where the trust in labels counts (`margins/image_trust.py`): "loss", ..., "off".
         seed, device: of the initial centres, which depend on (seed, class) alone; of the shard.
     """
 
@@ -72,6 +73,7 @@ class PartialFC(torch.nn.Module):
         chunk_bytes: int | None = None,
         skip_mass: float = 0.0,
         fused: str | bool = "auto",
+        robust: str = "off",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
@@ -101,9 +103,8 @@ class PartialFC(torch.nn.Module):
         weight_KD = initial_centres(self.classes, embedding_size, seed, kept_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
         self._centres = Centres(weight_KD, split=self.softmax.splits_centres(device))
-        self.class_margins = ClassMargins(
-            self.margin, self.classes, embedding_size, images_per_class, self.state_dtype, device
-        )
+        of_classes = self.margin, self.classes, embedding_size, images_per_class
+        self.class_margins = ClassMargins(*of_classes, self.state_dtype, device, robust)
         self.rank_one, self.skipped = RankOne(), Skipped()
         self.micro_batches = MicroBatches(self._centres, self.classes, seed)
         self._last: GlobalBatch | None = None  # the batch just seen

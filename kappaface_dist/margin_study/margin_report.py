@@ -14,11 +14,11 @@ import torch
 from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.folder import CHECKSUMS, complete_checkpoints, read_numbers
 from kappaface_dist.checkpoint.transplant import head_prefix
-from kappaface_dist.config.datasets import datasets
+from kappaface_dist.config.datasets import datasets, paths
 from kappaface_dist.config.file import load_config
-from kappaface_dist.data.sources.catalog import Catalog, open_catalog
-from kappaface_dist.data.sources.remote_store import CacheSettings
+from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.head import KappaFace, build_margin
+from kappaface_dist.training.fit import open_here
 from kappaface_dist.training.head_log import by_dataset
 from kappaface_dist.training.metrics_file import read_metrics
 
@@ -85,11 +85,8 @@ def read_measures(path: Path, train: str | None = None, dataset: str = "") -> Cl
     names = (f"{prefix}margin", f"{prefix}statistics.kappa")
     tensors = {name: torch.empty(num_classes) for name in names}
     checkpoint.load_alone(folder, tensors)
-    cache = CacheSettings(config.data.cache, config.data.cache_gigabytes)
-    block = config.data.block_shuffle
-    place = train or config.data.train or []
-    assert not isinstance(place, dict)  # of one dataset it is a path
-    catalog = open_catalog(place, cache=cache, block=block)
+    catalog = open_here(config, train)
+    place = train or ", ".join(map(str, paths(config).values()))
     if catalog.num_classes != num_classes:
         raise ValueError(
             f"{place} has {catalog.num_classes} classes, the checkpoint"

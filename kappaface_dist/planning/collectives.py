@@ -111,7 +111,9 @@ def head_calls(config: Config, num_ranks: int) -> list[PlannedCall]:
         owns = zip(datasets(config).values(), needed, strict=True)
         if num_bytes := sum(4 * own.data.batch_size * passes for own, needs in owns if needs):
             calls.append(PlannedCall(item, "all_reduce", num_bytes))
-    calls.append(PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * 2 * 4))
+    # Of each image its sum and its target's logit; to judge its label, its cosine too.
+    summed = 2 if config.head.robust == "off" else 3
+    calls.append(PlannedCall("loss_all_reduce", "all_reduce", images * num_ranks * summed * 4))
     num_bytes = images * num_ranks * (size + any(map(_learns_norm, margins))) * 4
     return [*calls, PlannedCall("embedding_reduce_scatter", "reduce_scatter", num_bytes)]
 

@@ -1,25 +1,28 @@
 """Whether a job fits this machine, before anything of its size is made: for --check."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.host_memory import host_memory
 from kappaface_dist.planning.job_size import JobSize, size_of_datasets
 from kappaface_dist.planning.memory import memory_items, state_per_class
 from kappaface_dist.planning.plan import USABLE_SHARE, largest_at_a_time
 from kappaface_dist.planning.pretend_group import pretend_ranks
+from kappaface_dist.training.fit import open_here
 
 
 def check_machine(config: Config) -> dict[str, Any]:
     """`check_fits` for this machine and the ranks that torchrun describes; before they join."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    size = size_of_datasets(counted(config), num_ranks)
+    size = replace(
+        size_of_datasets(counted(config), num_ranks), labels_per_image=labels_per_image(config)
+    )
     gpu_bytes = None
     if torch.cuda.is_available():
         gpu_bytes = torch.cuda.get_device_properties(0).total_memory
@@ -33,10 +36,17 @@ def counted(config: Config) -> list[tuple[int, int]]:
     """(classes, images) of each dataset of the configuration, which are here."""
     found = []
     for own in datasets(config).values():
-        assert not isinstance(own.data.train, dict)
-        catalog = open_catalog(own.data.train or [])
+        catalog = open_here(own)
         found.append((catalog.num_classes, catalog.num_images))
     return found
+
+
+def labels_per_image(config: Config) -> int:
+    """That the head sees each image of the data with."""
+    if config.data.labels != "mean":
+        return 1
+    (own,) = datasets(config).values()
+    return open_here(own).labels.shape[1]
 
 
 def check_fits(

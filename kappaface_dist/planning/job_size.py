@@ -1,7 +1,7 @@
 """How large a job is; of one with several datasets, each of them as a job of its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
@@ -17,12 +17,14 @@ class JobSize:
     num_images: of all datasets.
     num_ranks: N.
     of_datasets: (classes, images) of each of several.
+    labels_per_image: that the head sees each image with (data.labels: mean).
     """
 
     num_classes: int
     num_images: int
     num_ranks: int
     of_datasets: tuple[tuple[int, int], ...] = ()
+    labels_per_image: int = 1
 
     @property
     def classes_of_each(self) -> list[int]:
@@ -64,6 +66,7 @@ def jobs_of(config: Config, size: JobSize) -> list[tuple[Config, JobSize]]:
     """Configuration and size of each dataset; of one dataset those of the job."""
     owns = list(datasets(config).values())
     if len(owns) == 1:
-        return [(owns[0], size)]
+        seen = config.data.batch_size * size.labels_per_image  # by the head, of a micro-batch
+        return [(replace(owns[0], data=replace(owns[0].data, batch_size=seen)), size)]
     sizes = [JobSize(*found, size.num_ranks) for found in size.of_datasets]
     return list(zip(owns, sizes, strict=True))

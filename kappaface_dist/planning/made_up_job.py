@@ -52,7 +52,15 @@ def random_batches(
 
     Args:
         num_classes: of several datasets those of each.
+
+    Raises:
+        ValueError: the images of the run have several labels each that count.
     """
+    if config.data.labels == "mean":
+        raise ValueError(
+            "data.labels is mean, and made-up images have one label each: set it to first, with"
+            " data.batch_size times the labels of an image for the head's part"
+        )
     owns = [own.data.batch_size for own in datasets(config).values()]
     generator = torch.Generator().manual_seed(parallel.rank())
     shape = (config.data.batch_size, 3, config.data.image_size, config.data.image_size)
@@ -65,7 +73,12 @@ def random_batches(
         ]
         label_B = torch.cat(labels)
         slot_B = torch.randint(IMAGES_PER_CLASS, shape[:1], generator=generator).int()
-        batches.append(Batch(image_B3HW.to(device), label_B.to(device), slot_B=slot_B.to(device)))
+        stored_BT = None
+        if config.distill.cache is not None:  # as large as the network's own
+            size = config.backbone.embedding_size
+            stored_BT = torch.randn(shape[0], size, generator=generator).half().to(device)
+        images = image_B3HW.to(device), label_B.to(device)
+        batches.append(Batch(*images, slot_B=slot_B.to(device), stored_BT=stored_BT))
     return batches
 
 

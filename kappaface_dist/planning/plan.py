@@ -7,6 +7,7 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kappaface_dist.backbones.counting import Cost, count_cost
+from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.planning.backbone_memory import normalised_channels
 from kappaface_dist.planning.between_steps import operation_bytes
@@ -152,7 +153,7 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
         return dataclasses.replace(config, **{section: part})
 
     # Several datasets have a margin each, and may have no image of half a batch.
-    several = isinstance(config.data.train, dict)
+    several = "" not in datasets(config)
     half = 0 if several else config.data.batch_size // 2
     candidates = {"backbone.checkpointing=true": changed("backbone", checkpointing=True)}
     if half:

@@ -153,9 +153,10 @@ class _Phases:
         return found
 
     def _teacher_items(self) -> dict[str, int]:
-        if self.job.distiller is None:
+        distiller = self.job.distiller
+        network = None if distiller is None else distiller.network
+        if network is None:
             return {}
-        network = self.job.distiller.network
         weights = num_bytes([*network.parameters(), *network.buffers()])
         return {"teacher": weights, "teacher_activations": self.peak["teacher"]}
 

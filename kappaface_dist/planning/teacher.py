@@ -16,8 +16,8 @@ from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
 
 
 def teacher_items(config: Config) -> dict[str, int]:
-    """Bytes of the teacher's weights and, at most, of its forward pass; {} without a teacher."""
-    if config.distill.model is None:
+    """Bytes of a teacher's weights and, at most, of its forward pass; {} without one that runs."""
+    if config.distill.model is None or config.distill.cache is not None:
         return {}
     settings = _settings(config.distill.model, config.data.image_size)
     with FakeTensorMode(), torch.no_grad():
@@ -32,8 +32,8 @@ def teacher_items(config: Config) -> dict[str, int]:
 
 
 def teacher_flops(config: Config) -> int:
-    """Operations for an image, 0 without a teacher."""
-    if config.distill.model is None:
+    """Operations for an image, 0 without one that runs."""
+    if config.distill.model is None or config.distill.cache is not None:
         return 0
     settings = vars(_settings(config.distill.model, config.data.image_size)).copy()
     return count_cost(settings.pop("name"), **settings).forward_flops

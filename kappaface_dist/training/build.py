@@ -29,6 +29,7 @@ from kappaface_dist.training.loaders import new_loader
 from kappaface_dist.training.optim import build_optimizer, scaled_lr
 from kappaface_dist.training.problem import Problem, describe_problem
 from kappaface_dist.training.run_length import RunLength
+from kappaface_dist.training.teacher_cache import check_teacher, open_cache
 
 
 @dataclass(kw_only=True)
@@ -94,13 +95,16 @@ def build_job(config: Config, device: torch.device) -> Job:
     """
     catalogs = {name: open_data(own) for name, own in datasets(config).items()}
     sets = parallel.agree(lambda: {n: read_pairs(path) for n, path in config.evaluate.sets.items()})
-    loader = new_loader(config, catalogs, device)
+    rows = open_cache(config, catalogs)
+    loader = new_loader(config, catalogs, device, rows)
     counts = {name: catalog.count_C for name, catalog in catalogs.items()}
     learner = build_learner(config, counts, device)
     check_batch(config, learner.network)
     problem = describe_problem(config, catalogs)
     if learner.distiller is not None:  # wherever its file lies
         problem["distill.model"] = f"the weights {learner.distiller.facts['digest'][:16]}"
+        if rows is not None:
+            check_teacher(config, rows, learner.distiller.facts["digest"])
     return Job(
         **vars(learner),
         catalogs=catalogs,

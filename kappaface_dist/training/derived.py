@@ -42,6 +42,8 @@ def _of_dataset(job: Job, name: str) -> dict[str, Any]:
     catalog, head = job.catalogs[name], heads_by_name(job.head)[name]
     count_C = catalog.count_C
     found = {
+        **({"merged": catalog.merged} if catalog.merged else {}),
+        **({} if catalog.label_IL is None else {"labels_per_image": catalog.label_IL.shape[1]}),
         "left_out": dict(catalog.left_out.counts),
         "images_per_class": f"{count_C.min()} to {count_C.max()}",
         "classes_per_rank": [len(r) for r in parallel.gather_objects(head.classes)],

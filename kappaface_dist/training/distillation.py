@@ -21,7 +21,7 @@ class Distiller:
     """The loss of a network against a teacher that sees the same images.
 
     Args:
-        network: the teacher's, in eval mode; it learns nothing.
+        network: the teacher's, in eval mode; it learns nothing. None: its embeddings are kept.
         kind: "cosine", the mean of 1 - cos(embedding, teacher's); or "relation", the mean square of
             the difference of the cosines of all pairs of a rank's micro-batch (after Park et al.,
             "Relational Knowledge Distillation", CVPR 2019), for any two embedding sizes.
@@ -29,19 +29,23 @@ class Distiller:
         facts: what --check says of it.
     """
 
-    def __init__(self, network: nn.Module, kind: str, *, half: bool, facts: dict[str, Any]):
+    def __init__(self, network: nn.Module | None, kind: str, *, half: bool, facts: dict[str, Any]):
         self.network, self.kind, self.half, self.facts = network, kind, half, facts
         self._sums: torch.Tensor | None = None  # of losses, micro-batches, images left out
 
-    def loss(self, embedding_BD: torch.Tensor, image_B3HW: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self,
+        embedding_BD: torch.Tensor,
+        image_B3HW: torch.Tensor,
+        stored_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Of a micro-batch of this rank; images whose teacher's embedding is not finite are left
         out, and counted.
+
+        Args:
+            stored_BT: the teacher's embeddings, where they are kept.
         """
-        with (
-            torch.no_grad(),
-            torch.autocast(image_B3HW.device.type, torch.bfloat16, enabled=self.half),
-        ):
-            taught_BT = self.network(image_B3HW).float()
+        taught_BT = self._embed(image_B3HW) if stored_BT is None else stored_BT.float()
         known_B = taught_BT.isfinite().all(dim=1)
         taught_BT = F.normalize(taught_BT.where(known_B[:, None], 0.0), dim=1)
         unit_BD = F.normalize(embedding_BD.float(), dim=1)
@@ -55,6 +59,12 @@ class Distiller:
         sums = torch.stack([loss.detach(), one, (~known_B).sum().to(loss.dtype)])
         self._sums = sums if self._sums is None else self._sums + sums
         return loss
+
+    def _embed(self, image_B3HW: torch.Tensor) -> torch.Tensor:
+        assert self.network is not None, "a batch without the teacher's embeddings"
+        kind = image_B3HW.device.type
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.half):
+            return self.network(image_B3HW).float()
 
     def take(self) -> dict[str, float]:
         """The mean loss of all ranks since the last time, without its weight. Collective."""
@@ -87,11 +97,14 @@ def build_distiller(config: Config, device: torch.device) -> Distiller | None:
             f" backbone.embedding_size is {size}: make them equal, or set distill.kind=relation,"
             " which compares images instead"
         )
+    half = config.precision == "bf16"
+    facts = _facts(path, teacher, half)
+    if section.cache is not None:
+        return Distiller(None, section.kind, half=half, facts=facts | {"cache": section.cache})
     network = teacher.network.to(device).requires_grad_(False)
     if config.backbone.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    half = config.precision == "bf16"
-    return Distiller(network, section.kind, half=half, facts=_facts(path, teacher, half))
+    return Distiller(network, section.kind, half=half, facts=facts)
 
 
 def _facts(path: str, teacher: Teacher, half: bool) -> dict[str, Any]:

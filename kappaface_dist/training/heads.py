@@ -57,6 +57,7 @@ def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> Par
         filter_threshold=config.head.filter_threshold,
         skip_mass=config.head.skip_mass,
         fused=config.head.fused,
+        robust=config.head.robust,
         seed=config.run.seed,
         device=device,
     )

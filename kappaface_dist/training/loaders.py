@@ -7,12 +7,22 @@ import torch
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import build_loader, threads_per_rank
+from kappaface_dist.data.loading.stored_rows import StoredRows
 from kappaface_dist.data.loading.together import Streams, Together
 from kappaface_dist.data.sources.catalog import Catalog
 
 
-def new_loader(config: Config, catalogs: Mapping[str, Catalog], device: torch.device) -> Together:
-    """The loader of this rank; those of several datasets share its threads as they do a batch."""
+def new_loader(
+    config: Config,
+    catalogs: Mapping[str, Catalog],
+    device: torch.device,
+    rows: StoredRows | None = None,
+) -> Together:
+    """The loader of this rank; those of several datasets share its threads as they do a batch.
+
+    Args:
+        rows: a teacher's embeddings, of the one dataset.
+    """
     owns = datasets(config)
     threads = config.data.num_threads
     loaders = {}
@@ -31,5 +41,7 @@ def new_loader(config: Config, catalogs: Mapping[str, Catalog], device: torch.de
             seed=own.run.seed,
             device=device,
             with_slots=own.margin.get("source") == "memory",
+            labels=config.data.labels,
+            rows=rows,
         )
     return Together(loaders, Streams({name: own.data.batch_size for name, own in owns.items()}))

@@ -57,9 +57,9 @@ def with_margin_defaults(config: Config) -> Config:
     Raises:
         ValueError: there is no such margin or setting, or it is out of range.
     """
-    train = config.data.train
-    if isinstance(train, dict):
-        full = {n: replace(train[n], margin=_full(own)) for n, own in datasets(config).items()}
+    train, owns = config.data.train, datasets(config)
+    if isinstance(train, dict) and "" not in owns:
+        full = {name: replace(train[name], margin=_full(own)) for name, own in owns.items()}
         config = replace(config, data=replace(config.data, train=full))
     return replace(config, margin=_full(config))
 
@@ -162,14 +162,14 @@ def _describe_data(config: Config, catalog: Catalog) -> dict[str, Any]:
         "files": catalog.files,
         "images": num_images,
         "classes": catalog.num_classes,
-        "labels": sha256(np.ascontiguousarray(catalog.label_I, dtype="<i4").data).hexdigest(),
-        "pictures": _picture_digest(catalog),
+        "labels": sha256(np.ascontiguousarray(catalog.labels, dtype="<i4").data).hexdigest(),
+        "pictures": picture_digest(catalog),
         "pixels": f"(x - {PIXEL_MEAN:g}) / {PIXEL_SCALE:g}",
         "order": sha256(places.data).hexdigest(),
     }
 
 
-def _picture_digest(catalog: Catalog) -> str:
+def picture_digest(catalog: Catalog) -> str:
     """SHA-256 over pictures from the first to the last, evenly spread."""
     digest = sha256()
     for index in np.unique(np.linspace(0, catalog.num_images - 1, NUM_PICTURES, dtype=np.int64)):

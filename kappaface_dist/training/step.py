@@ -28,7 +28,7 @@ from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.training.build import DTYPES, Learner
 from kappaface_dist.training.data_parallel import DataParallel, has_cuda_graphs
 from kappaface_dist.training.encoder import encode, follow
-from kappaface_dist.training.marks import epochs_later, slots
+from kappaface_dist.training.marks import epochs_later, for_each_label, labels, slots
 
 logger = logging.getLogger(__name__)
 Phase = Callable[[str], AbstractContextManager]
@@ -93,10 +93,9 @@ def train_step(
         with phase("encoder"):
             follow(learner.encoder, learner.network)
             with _autocast(learner):
-                embedding_XD = encode(learner.encoder, batches)
-            label_X = torch.cat([batch.label_B for batch in batches])
+                embedding_XD = for_each_label(encode(learner.encoder, batches), batches)
             later_X = epochs_later(batches, epochs.values(), images_of_each(learner.head))
-            see_encoded(learner.head, embedding_XD, label_X, later_X)
+            see_encoded(learner.head, embedding_XD, labels(batches), later_X)
     return loss
 
 
@@ -159,7 +158,7 @@ class _Step:
         losses = []
         if len(self.batches) > 1:
             with self.phase("head_forward"):
-                self.learner.head.announce(torch.cat([batch.label_B for batch in self.batches]))
+                self.learner.head.announce(labels(self.batches))
         for number, batch in enumerate(self.batches):
             with self._sync(number):
                 embedding_BD = self._embed(number)
@@ -204,7 +203,8 @@ class _Step:
         if distiller is None or self.frozen:
             return embedding_BD.new_zeros(())
         with self.phase("teacher"):
-            loss = distiller.loss(embedding_BD, self.batches[number].image_B3HW)
+            batch = self.batches[number]
+            loss = distiller.loss(embedding_BD, batch.image_B3HW, batch.stored_BT)
         return loss * (self.learner.config.distill.weight / len(self.batches))
 
     def _embed(self, number: int) -> torch.Tensor:
@@ -222,11 +222,11 @@ class _Step:
     def _head(
         self, embedding_BD: torch.Tensor, batches: Sequence[Batch], num_seen: int
     ) -> torch.Tensor:
-        label_B = torch.cat([batch.label_B for batch in batches])
         with self.phase("head_forward"):
             head = self.learner.head
-            later_B = epochs_later(batches, self.epochs.values(), images_of_each(head))
-            loss = head(embedding_BD, label_B, later_B, slots(batches))
+            later_X = epochs_later(batches, self.epochs.values(), images_of_each(head))
+            embedding_XD = for_each_label(embedding_BD, batches)
+            loss = head(embedding_XD, labels(batches), later_X, slots(batches))
         if self.check is not None:
             self.check(loss, self.batches[:num_seen])
         return loss

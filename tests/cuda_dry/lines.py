@@ -122,7 +122,6 @@ RUN = {
     "kappaface_dist/data/loading/loader.py": [
         "image = host.image.to(self._device, non_blocking=True)",
         'if self._device.type == "cuda":',
-        "yield Batch(",
         "tensor = tensor.pin_memory()  # a copy of ordinary memory is waited for",
         "return tensor.to(self._device, non_blocking=True)",
         'loader = "dali" if device.type == "cuda" and dali_is_installed() else "cpu"',
@@ -132,7 +131,6 @@ RUN = {
     "kappaface_dist/data/loading/cpu.py": [
         "self._for_gpu = for_gpu",
         "image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)",
-        "label_B = torch.empty(num, dtype=torch.int64, pin_memory=self._for_gpu)",
         "if self._for_gpu:",
         "image_B[i] = pixels_HW3",
     ],

@@ -43,6 +43,7 @@ SETTINGS: dict[str, list[str]] = {
         *("margin.first_window=one", "margin.beyond_pi=cosine"),
     ],
     "a memory": ["margin.source=memory"],
+    "trust in labels": ["head.robust=both"],
     "an encoder": ["margin.source=encoder"],
     "two datasets": [
         "data.train={a: {path: x, share: 0.75}, b: {path: x, share: 0.25, margin: {name: arcface}}}"
@@ -61,6 +62,8 @@ EXCUSED: dict[str, str] = {
     "backbone.sync_batchnorm=True": "a test of its own: test_step.py",
     "optimizer.name=lamb": "apex's, which is no dependency: a stand-in in unit tests",
     "optimizer.implementation=apex": "apex is no dependency: a stand-in in unit tests",
+    "head.robust=loss": "a part of both",
+    "head.robust=statistics": "a part of both",
     "head.fused=True": "an older word for auto",
     "optimizer.schedule": "a number of the host's: unit/training/test_optim.py",
     "distill.kind": "a test of its own, with a teacher: test_step.py",

@@ -37,7 +37,7 @@ class HostBatch:
     """One decoded batch, in host memory, or on the device if DALI decodes there."""
 
     image: torch.Tensor  # uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W]
-    label_B: torch.Tensor  # int64
+    taken_B: np.ndarray  # images of the catalog, int64
     replaced_B: np.ndarray  # bool: unreadable, another image taken instead
     unreadable: dict[int, str] = field(default_factory=dict)  # image of the catalog -> why
 
@@ -45,7 +45,7 @@ class HostBatch:
 class CpuDecoder:
     """Decodes the batches that are asked for, some ahead of the caller.
 
-    An unreadable image is replaced by the next readable one of the catalog, with that one's label.
+    An unreadable image is replaced by the next readable one of the catalog.
 
     Args:
         catalog: the dataset.
@@ -65,7 +65,6 @@ class CpuDecoder:
         num_threads: int,
         for_gpu: bool,
     ):
-        self._catalog = catalog
         self._image_size = image_size
         self._num_threads = num_threads
         self._for_gpu = for_gpu
@@ -90,55 +89,51 @@ class CpuDecoder:
             image = torch.empty((num, size, size, 3), dtype=torch.uint8, pin_memory=True)
         else:
             image = torch.from_numpy(self._images.take())
-        label_B = torch.empty(num, dtype=torch.int64, pin_memory=self._for_gpu)
-        replaced_B = np.zeros(num, dtype=bool)
+        taken_B = request.index_B.copy()
         tasks = [
             pool.submit(
                 self._decode,
                 request.index_B[first:end],
                 request.changes.part(first, end),
                 image.numpy()[first:end],
-                label_B.numpy()[first:end],
-                replaced_B[first:end],
+                taken_B[first:end],
             )
             for first, end in split(num, self._num_threads)
         ]
-        return _Pending(image, label_B, replaced_B, tasks)
+        return _Pending(image, taken_B, request.index_B, tasks)
 
     def _decode(
         self,
         index_B: np.ndarray,
         changes: Changes,
         image_B: np.ndarray,
-        label_B: np.ndarray,
-        replaced_B: np.ndarray,
+        taken_B: np.ndarray,
     ) -> dict[int, str]:
-        """Fill the last three arrays; which images were unreadable."""
+        """Fill the last two arrays; which images were unreadable."""
         unreadable: dict[int, str] = {}
         for i, index in enumerate(index_B.tolist()):
-            taken, pixels_HW3 = self._readable.first(index, unreadable)
-            replaced_B[i] = taken != index
+            taken_B[i], pixels_HW3 = self._readable.first(index, unreadable)
             pixels_HW3 = apply_changes(pixels_HW3, changes, i)
             if self._for_gpu:
                 image_B[i] = pixels_HW3
             else:
                 normalise_image(pixels_HW3, image_B[i])
-            label_B[i] = self._catalog.label_I[taken]
         return unreadable
 
 
 @dataclass(frozen=True)
 class _Pending:
     image: torch.Tensor
-    label_B: torch.Tensor
-    replaced_B: np.ndarray
+    taken_B: np.ndarray
+    index_B: np.ndarray
     tasks: list[Future[dict[int, str]]]
 
     def wait(self) -> HostBatch:
         unreadable: dict[int, str] = {}
         for task in self.tasks:
             unreadable |= task.result()
-        return HostBatch(self.image, self.label_B, self.replaced_B, unreadable)
+        replaced_B = self.taken_B != self.index_B
+        return HostBatch(self.image, self.taken_B, replaced_B, unreadable)
 
 
 class Pending(Protocol[T_co]):

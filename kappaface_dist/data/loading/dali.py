@@ -65,7 +65,6 @@ class DaliDecoder:
                 "data.loader is 'dali', but NVIDIA DALI is not installed: pip install"
                 " 'kappaface_dist[dali]' (Linux), or set data.loader=cpu"
             )
-        self._catalog = catalog
         self._batch_size = batch_size
         self._image_size = image_size
         self._preset = PRESETS[augment]
@@ -185,7 +184,6 @@ class DaliDecoder:
         return inputs
 
     def _without_pixels(self, read: DaliInput, stream: torch.cuda.Stream | None) -> HostBatch:
-        label_B = torch.from_numpy(self._catalog.label_I[read.taken_B].astype(np.int64))
         if stream is not None:
             size = self._image_size
             # Memory of the stream that will write it: what an earlier batch did with it there is
@@ -193,11 +191,10 @@ class DaliDecoder:
             # (`record_stream`). Memory of this thread's own stream could still be read.
             with torch.cuda.stream(stream):
                 image = torch.empty((self._batch_size, 3, size, size), device=self._device)
-                label_B = label_B.pin_memory()
         else:
             image = torch.from_numpy(self._images.take())
         replaced_B = read.taken_B != read.request.index_B
-        return HostBatch(image, label_B, replaced_B, read.unreadable)
+        return HostBatch(image, read.taken_B, replaced_B, read.unreadable)
 
 
 def _copy(images: Any, out_B3HW: torch.Tensor, stream: torch.cuda.Stream | None) -> None:

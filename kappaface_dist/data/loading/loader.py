@@ -14,11 +14,12 @@ import torch
 
 from kappaface_dist.config.checks import check_choice
 from kappaface_dist.data.loading.advice import Reading, advice
-from kappaface_dist.data.loading.augment import draw_changes
+from kappaface_dist.data.loading.augment import Changes, draw_changes
 from kappaface_dist.data.loading.cpu import CpuDecoder, HostBatch, Request
 from kappaface_dist.data.loading.dali import DaliDecoder, dali_is_installed
-from kappaface_dist.data.loading.numbering import numbers_in_class
+from kappaface_dist.data.loading.labels import Labels
 from kappaface_dist.data.loading.sampler import Shuffle
+from kappaface_dist.data.loading.stored_rows import StoredRows
 from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.parallel import ranks as parallel
@@ -32,11 +33,12 @@ class Batch(NamedTuple):
     """What one step trains on."""
 
     image_B3HW: torch.Tensor  # float32 in [-1, 1]
-    label_B: torch.Tensor  # int64
+    label_B: torch.Tensor  # int64; [B, L] where each image counts in L classes
     # int64: the epoch to which each image belongs; -1 where it stands in for an unreadable one, and
     # is thus seen a second time
     epoch_B: torch.Tensor | None = None
-    slot_B: torch.Tensor | None = None  # int32: each image's number in its class, if asked for
+    slot_B: torch.Tensor | None = None  # int32: each label's number in its class, if asked for
+    stored_BT: torch.Tensor | None = None  # float16: a teacher's embeddings, if they are kept
 
 
 class Loader:
@@ -58,24 +60,18 @@ class Loader:
         shuffle: Shuffle,
         device: torch.device,
         reading: Reading,
-        slot_I: np.ndarray | None = None,
+        labels: Labels,
+        rows: StoredRows | None = None,
     ):
-        self.num_read = 0
-        self.num_corrupt = 0
+        self.num_read = self.num_corrupt = 0
         self.corrupt: list[tuple[str, str]] = []
-        self._catalog = catalog
-        self._shuffle = shuffle
-        self._batch_size = batch_size
-        self._augment = augment
-        self._device = device
+        self._catalog, self._decoder, self._reading = catalog, decoder, reading
+        self._shuffle, self._labels, self._rows = shuffle, labels, rows
+        self._batch_size, self._augment, self._device = batch_size, augment, device
         self._reported: set[int] = set()
         # Weak: a caller who drops the iterator ends it, and its threads with it.
         self._running: weakref.ref[Generator[Batch, None, None]] | None = None
-        self._decoder = decoder
-        self._reading = reading
-        self._slot_I = slot_I
-        self._num_asked = 0
-        self._advised = False
+        self._num_asked, self._advised = 0, False
 
     def batches(self, position: int, num_steps: int) -> Iterator[Batch]:
         """The batches of num_steps steps, the first of which begins at position of the stream.
@@ -115,18 +111,18 @@ class Loader:
                 self._count(host)
                 image = host.image.to(self._device, non_blocking=True)
                 image_B3HW = normalise(image) if image.dtype == torch.uint8 else image
-                start = self._start(position, number)
-                epoch_B = np.arange(start, start + self._batch_size) // self._shuffle.num_images
+                position_B = self._positions(position, number)
+                epoch_B = position_B // self._shuffle.num_images
+                label, slot = self._labels.of(host.taken_B, epoch_B)
                 epoch_B[host.replaced_B] = -1
-                slot_B = None
-                if self._slot_I is not None:
-                    index_B = self._shuffle.indices(start, self._batch_size)
-                    slot_B = self._to_device(self._slot_I[index_B])
+                more = [slot]
+                if self._rows is not None:
+                    more.append(self._rows.of(host.taken_B, self._changes(position_B).flip_B))
                 yield Batch(
                     image_B3HW,
-                    host.label_B.to(self._device, non_blocking=True),
+                    self._to_device(label),
                     self._to_device(epoch_B),
-                    slot_B,
+                    *(None if found is None else self._to_device(found) for found in more),
                 )
         finally:
             decoded.close()
@@ -139,19 +135,20 @@ class Loader:
 
     def _requests(self, position: int, num_steps: int) -> Iterator[Request]:
         for number in range(num_steps):
-            start = self._start(position, number)
-            position_B = np.arange(start, start + self._batch_size)
-            yield Request(
-                self._shuffle.indices(start, self._batch_size),
-                draw_changes(self._augment, self._shuffle.seed, position_B),
-            )
+            position_B = self._positions(position, number)
+            index_B = self._shuffle.indices(int(position_B[0]), self._batch_size)
+            yield Request(index_B, self._changes(position_B))
 
-    def _start(self, position: int, number: int) -> int:
-        """Where this rank's batch of a step begins, the first step beginning at position."""
-        return position + self._batch_size * (number * parallel.world_size() + parallel.rank())
+    def _positions(self, position: int, number: int) -> np.ndarray:
+        """Of this rank's batch of a step in the stream, the first step beginning at position."""
+        start = position + self._batch_size * (number * parallel.world_size() + parallel.rank())
+        return np.arange(start, start + self._batch_size)
+
+    def _changes(self, position_B: np.ndarray) -> Changes:
+        return draw_changes(self._augment, self._shuffle.seed, position_B)
 
     def _count(self, host: HostBatch) -> None:
-        self.num_read += len(host.label_B)
+        self.num_read += len(host.taken_B)
         self.num_corrupt += int(host.replaced_B.sum())
         for index, reason in host.unreadable.items():
             if index not in self._reported:
@@ -173,6 +170,8 @@ def build_loader(
     device: torch.device,
     dali_decodes: bool | None = None,
     with_slots: bool = False,
+    labels: str = "first",
+    rows: StoredRows | None = None,
 ) -> Loader:
     """Make the loader of this rank.
 
@@ -190,6 +189,8 @@ def build_loader(
         dali_decodes: whether DALI decodes the JPEGs or the threads that feed it; None: it does on
             the GPU. (On the CPU it would cost more: DALI's decoder needs a check before it.)
         with_slots: batches say which of its class's images each is: four bytes per image.
+        labels: which of an image's labels: its "first", one by "draw", or all, for their "mean".
+        rows: embeddings that batches have with their images.
 
     Raises:
         ValueError: there is no such loader or preset.
@@ -235,7 +236,8 @@ def build_loader(
             augment=augment,
             block_shuffle=block_shuffle,
         ),
-        slot_I=numbers_in_class(catalog.label_I) if with_slots else None,
+        labels=Labels(catalog, labels, seed, with_slots=with_slots),
+        rows=rows,
     )
 
 

@@ -4,8 +4,8 @@ Shapes: I images of the dataset, C classes.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,10 @@ class Catalog:
         label_I: class of each image, int32.
         count_C: images of each class, int64; a class may have none.
         parts: the files or the folder that it is made of.
+        merged: where it is several datasets (`merged.py`), what became of the classes of each.
+        label_IL: all classes of each image, int32, where it has several and they are asked for
+            (`label_vectors.py`); count_C then counts them all.
+        names: gives the names of the identities in place of the sources.
     """
 
     sources: tuple[Source, ...]
@@ -36,6 +40,9 @@ class Catalog:
     label_I: np.ndarray
     count_C: np.ndarray
     parts: tuple[Part, ...] = ()
+    merged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    names: Callable[[], Sequence[str] | None] | None = None
+    label_IL: np.ndarray | None = None
 
     @property
     def files(self) -> list[tuple[str, int | None]]:
@@ -46,6 +53,11 @@ class Catalog:
             else (part.name, part.stat().st_size if part.is_file() else None)
             for part in self.parts
         ]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """label_IL, or label_I where there is one each."""
+        return self.label_I if self.label_IL is None else self.label_IL
 
     @property
     def num_images(self) -> int:
@@ -60,6 +72,8 @@ class Catalog:
     @property
     def class_names(self) -> Sequence[str] | None:
         """The names of the identities, by class, where the data has them for every class."""
+        if self.names is not None:
+            return self.names()
         names = self.sources[0].class_names
         if names is None:
             return joined_names(self.sources, self.num_classes)

@@ -18,6 +18,8 @@ from kappaface_dist.data.sources.recordio import RecordReader
 logger = logging.getLogger(__name__)
 CHECKED_SUFFIX = ".kfchecked"
 LAYOUT = {"offset": "<i8", "label": "<i4", "record": "<i4", "unlisted": "<i8"}
+# Words of a record, from its first: the two of its part, then its header's.
+FLAG_WORD, LABEL_WORD, VECTOR_WORD = 2, 3, 8
 SAMPLE = 1000  # images of a cached index that are compared with the record at each start
 
 
@@ -70,6 +72,21 @@ class RecordSource:
         """Keep the result of a check for later starts, where there is a place to write."""
         arrays = {"readable": np.packbits(readable_I)}
         index_cache.keep(self._path, self._stamp, arrays, CHECKED_SUFFIX)
+
+    def label_vectors(self) -> tuple[np.ndarray, tuple[int, int] | None]:
+        """(all labels of each image, float32 [I, L]; the first image that has not as many as the
+        image 0, and how many it has).
+        """
+        word_I = self.reader.offset_R[self._record_I] >> 2
+        words = np.memmap(self._path, "<u4", "r")
+        flag_I = words[word_I + FLAG_WORD].astype(np.int64)
+        others = np.flatnonzero(flag_I != flag_I[0])
+        odd = (int(others[0]), max(1, int(flag_I[others[0]]))) if len(others) else None
+        # Without a vector the one label stands in the header.
+        first, num_labels = (LABEL_WORD, 1) if flag_I[0] == 0 else (VECTOR_WORD, int(flag_I[0]))
+        kept_I = word_I[:1] if odd else word_I
+        place_IL = kept_I[:, None] + first + np.arange(num_labels)
+        return np.asarray(words[place_IL]).view(np.float32), odd
 
     def where(self, index: int) -> str:
         """File, number of the record in it (identity records counted) and byte."""

@@ -13,6 +13,7 @@ from kappaface_dist.head.margins import KappaFace, Margin, MarginState
 from kappaface_dist.head.margins.base import Marks
 from kappaface_dist.head.margins.concentration import ClassStatistics
 from kappaface_dist.head.margins.image_memory import ImageMemory
+from kappaface_dist.head.margins.image_trust import trust_for
 from kappaface_dist.head.margins.psi import concentration_summary, psi
 from kappaface_dist.parallel import ranks as parallel
 
@@ -25,6 +26,7 @@ class ClassMargins:
         state: the margin's small tensors, equal on all ranks.
         statistics: of the classes, where the margin follows them.
         memory: of their images, with `source: memory`.
+        trust: of each image's label, where that is asked for.
         num_refreshes: windows that have ended.
     """
 
@@ -36,8 +38,10 @@ class ClassMargins:
         images_per_class: np.ndarray | None,
         dtype: torch.dtype,
         device: torch.device,
+        robust: str = "off",
     ):
         self.margin = margin
+        self.trust = trust_for(robust, margin, device)
         self.num_refreshes = 0
         self.statistics: ClassStatistics | None = None
         self.memory: ImageMemory | None = None
@@ -171,6 +175,8 @@ class ClassMargins:
         """Refresh if a window is an epoch; then show the statistics what the last step has read of
         the next one. Collective.
         """
+        if self.trust is not None:
+            self.trust.end_epoch()
         if self.statistics is None:
             return
         if not self.statistics.margin.refresh_steps:
@@ -196,6 +202,7 @@ class ClassMargins:
             "margin_mean": total.item() / num_classes,
             "margin_max": extremes[1].item(),
             **self._concentrations(),
+            **({} if self.trust is None else self.trust.summary()),
         }
 
     def _concentrations(self) -> dict[str, float]:
@@ -212,11 +219,13 @@ class ClassMargins:
         if self.statistics is not None:
             numbers["epoch_weights"] = list(self.statistics.epoch_weights)
             numbers["num_adds"] = self.statistics.num_adds
-        return numbers
+        return numbers | ({} if self.trust is None else {"trust": self.trust.counters()})
 
     def load_counters(self, counters: dict[str, Any]) -> None:
         self.num_refreshes = counters["num_refreshes"]
         self.start_step()  # what was seen belongs to another state
+        if self.trust is not None:
+            self.trust.load_counters(counters.get("trust"))
         if (statistics := self.statistics) is not None:
             earlier, present = counters.get("epoch_weights", statistics.most_epoch_weights())
             statistics.epoch_weights = (earlier, present)

@@ -103,11 +103,21 @@ def first_pass(
         peaks = list(sums.cache.peaks.values())
         to_common_peaks(peak_G, sums.peak_G, sums.sum_G, sums.sum_GD, sums.parts, peaks)
         shift = peak_G / LOG2_E
-    sums_G2 = torch.stack([sums.sum_G, target.logit_G.where(owned_G, 0.0)], dim=1)
-    sum_G, logit_G = (yield Exchange(SUMS, sums_G2)).unbind(dim=1)
+    parts = [sums.sum_G, target.logit_G.where(owned_G, 0.0)]
+    trust = class_margins.trust
+    parts += [] if trust is None else [cosine_G]
+    sum_G, logit_G, *cosines = (yield Exchange(SUMS, torch.stack(parts, dim=1))).unbind(dim=1)
     losses = image_losses(sum_G, logit_G, shift)
-    loss = losses.loss_G.mean()
     penalty = margin.penalty(norm_G) if norm_G is not None else None
+    unweighted_G, marks = losses.log_denominator_G, batch.marks
+    if trust is not None and learning:
+        trust_G = trust.weights(cosines[0])
+        if trust.loss:
+            losses = losses.weighted(trust_G)
+            penalty = penalty and (penalty[0] * trust_G, penalty[1] * trust_G)
+        if trust.statistics:  # what is below 0 does not count
+            marks = marks | {"epoch": marks["epoch"].where(trust_G >= 0.5, -1)}
+    loss = losses.loss_G.mean()
     if penalty is not None:
         loss = loss + penalty[0].mean()
     if sums.nearest_G is not None:
@@ -116,7 +126,7 @@ def first_pass(
     if not learning:
         return FirstPass(loss)
     if class_margins.sees_batches:
-        class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, batch.marks)
+        class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, marks)
 
     log_denominator_G = losses.log_denominator_G
     target_slope_G = losses.share_G * target.slope_G.where(owned_G, 0.0)
@@ -128,7 +138,7 @@ def first_pass(
     )
     tiles = None
     if sums.parts:
-        tiles = choose_tiles(sums.parts, log_denominator_G, softmax.skip_mass)
+        tiles = choose_tiles(sums.parts, unweighted_G, softmax.skip_mass)
     micro_batch = MicroBatch(
         embedding_GD,
         column_G,

@@ -34,6 +34,14 @@ class ImageLosses(NamedTuple):
     share_G: torch.Tensor
     log_denominator_G: torch.Tensor
 
+    def weighted(self, weight_G: torch.Tensor) -> "ImageLosses":
+        """The same of losses with weights: an image's goes where its 1/D goes."""
+        return ImageLosses(
+            self.loss_G * weight_G,
+            self.share_G * weight_G,
+            self.log_denominator_G - weight_G.log(),
+        )
+
 
 def image_losses(
     sum_G: torch.Tensor, logit_G: torch.Tensor, shift: torch.Tensor | float

@@ -47,11 +47,11 @@ def test_names_with_line_breaks_stay_on_their_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\tb\n", "line 1 is 'a.*expected the earlier class"),
+        ("a\tb\n", "line 1 is 'a.*expected the numbers of two classes"),
         ("0\t0\n7\t1\n", "line 2 names earlier class 7, and there are 4"),
         ("0\t3\n", "line 1 names present class 3, and there are 3"),
-        ("0\t1\n0\t2\n", "line 2: class 0 or 2 has a line already"),
-        ("0\t1\n1\t1\n", "line 2: class 1 or 1 has a line already"),
+        ("0\t1\n0\t2\n", "line 2 names earlier class 0, as line 1 does: keep one"),
+        ("0\t1\n1\t1\n", "line 2 names present class 1, as line 1 does: keep one"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

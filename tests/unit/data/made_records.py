@@ -28,3 +28,16 @@ def write_records(path: Path, labels: list[float], size: int = 112) -> Path:
     """A .rec without .idx: one small picture for each label."""
     path.write_bytes(b"".join(record(label, jpeg(i, size), i) for i, label in enumerate(labels)))
     return path
+
+
+def vector_record(labels: list[float], payload: bytes, key: int = 0) -> bytes:
+    """As MXNet packs several labels: as many as the flag says, in front of the payload."""
+    header = struct.pack("<IfQQ", len(labels), 0, key, 0)
+    return part(0, header + struct.pack(f"<{len(labels)}f", *labels) + payload)
+
+
+def write_vectors(path: Path, labels: list[list[float]], size: int = 16) -> Path:
+    """A .rec without .idx: one small picture for each list of labels."""
+    records = [vector_record(own, jpeg(i, size), i) for i, own in enumerate(labels)]
+    path.write_bytes(b"".join(records))
+    return path

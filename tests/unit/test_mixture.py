@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from kappaface_dist.evaluation.mixture import fit_mixture
+from kappaface_dist.mixture import fit_mixture
 
 
 def two_kinds(rng, low, high, low_std=0.1, high_std=0.1):
