@@ -43,7 +43,7 @@ from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
 from kappaface_dist.margin_study.arms import REFERENCE, choose_arms
 from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
-from kappaface_dist.margin_study.report import comparison_table, draw_comparison
+from kappaface_dist.margin_study.report import comparison_table, draw_comparison, draw_losses
 from kappaface_dist.margin_study.schedule import Experiment, collect, run_experiment
 from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.training import Budget, check_budget
@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar="NAME:KEY=VALUE,...",
         help="a further arm: KappaFace with these settings, or name=ANOTHER with its own; lr=X is"
-        " its learning rate",
+        " its learning rate, centre_dtype and momentum_dtype are what its head keeps",
     )
     for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
@@ -121,11 +121,12 @@ def main() -> None:
         **collect(experiment),
     }
     draw_comparison(experiment.folder / "comparison.png", report)
+    draw_losses(experiment.folder / "losses.png", report)
     write_json(str(experiment.folder / "comparison.json"), report)
     write_json(args.json, report)
     if args.json != "-":
         print(comparison_table(report))
-        print(f"picture, numbers and results of each training: {experiment.folder}")
+        print(f"pictures, numbers and results of each training: {experiment.folder}")
 
 
 def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:

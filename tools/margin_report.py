@@ -7,6 +7,8 @@ Writes report.md, margins.png (margin against images of the class), concentratio
 over the training from metrics.jsonl), reliability.png (how well two sets of photos of one person
 agree, and how far a concentration may be off) and identities.png (sample images) to RUN/margins/.
 
+report.md also says which estimate from few photos ranks the classes as their other photos do.
+
 For the reliability the checkpoint's network embeds photos of its own training data, --embed of them
 at most. They have been trained on, so their concentrations are higher than new photos' would be.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
+from kappaface_dist.margin_study.estimates import compare_estimates
 from kappaface_dist.margin_study.margin_page import summary_text, write_page
 from kappaface_dist.margin_study.margin_pictures import draw_pictures
 from kappaface_dist.margin_study.margin_report import margin_summary, read_measures
@@ -37,14 +40,16 @@ def main() -> None:
     options.add_json(parser)
     args = parser.parse_args()
     classes = read_measures(args.path, args.train, args.dataset)
-    rows = []
+    rows, estimates = [], []
     if args.embed:
         embedded = embed_classes(classes, args.embed)
         rows = reliability(embedded, classes.margin.estimator, classes.margin.max_resultant)
+        estimates = compare_estimates(embedded, classes.count_C)
     summary = margin_summary(classes)
     summary["reliability"] = {
         "embedded": len(embedded.label_I) if args.embed else 0,
         "by_images": rows,
+        "estimates": estimates,
         "noise_share": noise_share(rows, classes),
     }
     folder = args.out or classes.folder.resolve().parents[1] / "margins" / args.dataset

@@ -11,6 +11,7 @@ from kappaface_dist.head import Margin, build_margin
 
 REFERENCE = "arcface"
 SOURCE = "kappaface"  # its margins give the fixed-margin arms theirs
+STATES = {"centre_dtype": ("fp32", "bf16"), "momentum_dtype": ("fp32", "bf16", "none")}
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Arm:
             of ψ·m0 over its classes ("classes") or over its training images ("images").
         shuffled: the margins are dealt out anew to the classes at random after each refresh.
         lr: peak learning rate of this arm; None: the budget's.
+        centre_dtype, momentum_dtype: what the head keeps, as in configurations.
     """
 
     about: str
@@ -31,6 +33,8 @@ class Arm:
     fixed_from: str | None = None
     shuffled: bool = False
     lr: float | None = None
+    centre_dtype: str = "fp32"
+    momentum_dtype: str = "fp32"
 
     def build(self, scale: float, fixed: dict[str, float]) -> Margin:
         """The margin; `fixed` has the mean margins that `fixed_from` names."""
@@ -90,7 +94,7 @@ JUDGE = Arm("no margin", {"name": "normface"})
 
 def parse_arm(text: str) -> tuple[str, Arm]:
     """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another;
-    lr is the arm's own learning rate.
+    lr is the arm's own learning rate, centre_dtype and momentum_dtype are what its head keeps.
 
     Raises:
         ValueError: it has another form, or the margin has no such setting.
@@ -108,9 +112,14 @@ def parse_arm(text: str) -> tuple[str, Arm]:
     lr = values.pop("lr", None)
     if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
         raise ValueError(f"--arm is {text!r}: lr is {lr!r}, expected a number above 0")
+    kept = {key: values.pop(key) for key in ("centre_dtype", "momentum_dtype") if key in values}
+    for key, value in kept.items():
+        if value not in STATES[key]:
+            expected = ", ".join(STATES[key])
+            raise ValueError(f"--arm is {text!r}: {key} is {value!r}, expected one of {expected}")
     margin = {"name": "kappaface", **values}
     build_margin(**margin)
-    return name, Arm(settings, margin, lr=lr)
+    return name, Arm(settings, margin, lr=lr, **kept)
 
 
 def _value(text: str) -> Any:

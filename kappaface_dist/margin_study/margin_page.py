@@ -77,6 +77,31 @@ def _reliability_rows(found: dict[str, Any]) -> list[str]:
             f"Of the spread of the measured classes' concentrations, and with it of their margins,"
             f" {share:.0%} is sampling error (of the variance).",
         ]
+    return [*lines, *_estimate_rows(found["estimates"])]
+
+
+def _estimate_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What each estimate from few photos knows of a class, by its other photos."""
+    if not rows:
+        return []
+    lines = [
+        "",
+        "How well few photos of a class say how hard it is: rank correlation over classes with the"
+        " concentration of its other photos, and Pearson's of the margins from both; `*`: the"
+        " interval of the difference to `unbiased`, or to the first of the margins, leaves out 0"
+        " (95 % of draws of people and photos).",
+        "",
+        f"| from so many photos | {' | '.join(row['photos'] for row in rows)} |",
+        "|---|" + "---|" * len(rows),
+        f"| (classes) | {' | '.join(str(row['people']) for row in rows)} |",
+    ]
+    for name in rows[0]["correlation"]:
+        cells = []
+        for row in rows:
+            low, high = row["difference"].get(name, (-1.0, 1.0))
+            told = "" if low <= 0 <= high else " *"
+            cells.append(f"{row['correlation'][name]:.2f}{told}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

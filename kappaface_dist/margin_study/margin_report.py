@@ -37,6 +37,7 @@ class ClassMeasures:
         kappa_C: concentration; NaN where none was measured: the class is neutral.
         history: the lines of metrics.jsonl with quantiles of the concentrations, up to the
             checkpoint.
+        dataset: which of several, by its name.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class ClassMeasures:
     margin_C: np.ndarray
     kappa_C: np.ndarray
     history: list[dict[str, float]]
+    dataset: str = ""
 
 
 def read_measures(path: Path, train: str | None = None, dataset: str = "") -> ClassMeasures:
@@ -105,6 +107,7 @@ def read_measures(path: Path, train: str | None = None, dataset: str = "") -> Cl
         margin_C=tensors[names[0]].numpy(),
         kappa_C=tensors[names[1]].numpy(),
         history=[x for x in own_lines if "concentration_p50" in x and x["step"] <= step],
+        dataset=dataset,
     )
 
 

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from kappaface_dist.checkpoint.index import read_metadata
+from kappaface_dist.checkpoint.stored import stored_pieces
+from kappaface_dist.checkpoint.transplant import head_prefix
 from kappaface_dist.evaluation.embedding.embed import embed_images
 from kappaface_dist.head.margins.resultant import concentration, sampling_variance
 from kappaface_dist.margin_study.margin_report import ClassMeasures, correlation, spearman
@@ -27,10 +30,14 @@ class Embedded:
     """Attributes:
     embedding_ID: unit embeddings of the photos that were drawn.
     label_I: class of each.
+    length_I: of the embeddings before they were made 1; None: not known.
+    target_cosine_I: to the centre of the class in the head; None: not known.
     """
 
     embedding_ID: np.ndarray
     label_I: np.ndarray
+    length_I: np.ndarray | None = None
+    target_cosine_I: np.ndarray | None = None
 
 
 def embed_classes(
@@ -60,7 +67,7 @@ def embed_classes(
     if not chosen:
         return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64))
     model = open_model(classes.folder)
-    embedding_ID, _ = embed_images(
+    embedding_ID, length_I = embed_images(
         model.network,
         [classes.catalog.read(index) for index in chosen],
         image_size=model.settings.image_size,
@@ -69,7 +76,22 @@ def embed_classes(
         describe=lambda number: classes.catalog.where(chosen[number]),
         progress=progress,
     )
-    return Embedded(embedding_ID, label_I[chosen])
+    label_I = label_I[chosen]
+    centre_ID = _unit_centres(classes, label_I)
+    return Embedded(embedding_ID, label_I, length_I, (embedding_ID * centre_ID).sum(axis=1))
+
+
+def _unit_centres(classes: ClassMeasures, label_I: np.ndarray) -> np.ndarray:
+    """The head's centre of each image's class, read row by row from the checkpoint."""
+    index, name = read_metadata(classes.folder), f"{head_prefix(classes.dataset)}weight"
+    centre_ID = np.zeros((0, 0))
+    for chunk, piece_LD in stored_pieces(classes.folder, index, name):
+        local_I = label_I - chunk.offsets[0]
+        here_I = (local_I >= 0) & (local_I < len(piece_LD))
+        if not len(centre_ID):
+            centre_ID = np.zeros((len(label_I), piece_LD.shape[1]))
+        centre_ID[here_I] = piece_LD[torch.from_numpy(local_I[here_I])].double().numpy()
+    return centre_ID / np.linalg.norm(centre_ID, axis=1, keepdims=True)
 
 
 def reliability(embedded: Embedded, estimator: str, max_resultant: float) -> list[dict[str, Any]]:

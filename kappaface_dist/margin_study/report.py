@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kappaface_dist.margin_study.intervals import MEASURES
+from kappaface_dist.margin_study.intervals import MEASURES, mean_interval
 
 PAIRS = (("all", "all pairs"), ("small", "pairs like small classes"))
 HEADS = "".join(f"{key:^16}" for key in ("accuracy", "of small", "AUC"))
@@ -26,7 +27,7 @@ def comparison_table(report: dict[str, Any]) -> str:
         f" {report['seeds']} seed(s)",
         "",
         f"{'':<18}{'%':^48}{f'difference to {reference}, points':^48}{'mean':>8}",
-        f"{'arm':<18}{HEADS}{HEADS}{'margin':>8}",
+        f"{'arm':<18}{HEADS}{HEADS}{'margin':>8}{'loss':>9}",
     ]
     for name, detail in report["details"].items():
         cells = [_cell(detail[key], "") for key in MEASURES]
@@ -34,7 +35,8 @@ def comparison_table(report: dict[str, Any]) -> str:
             cells += _differences(report["paired"][name])
         else:
             cells += [f"{'–':^16}"] * len(MEASURES)
-        lines.append(f"{name:<18}{''.join(cells)}{detail['mean_margin']['classes']:>8.3f}")
+        means = f"{detail['mean_margin']['classes']:>8.3f}{detail['loss']:>9.4f}"
+        lines.append(f"{name:<18}{''.join(cells)}{means}")
     if report["paired_to_kappaface"]:
         lines += ["", f"{'from kappaface':<18}{HEADS}"]
     for name, paired in report["paired_to_kappaface"].items():
@@ -103,6 +105,40 @@ def draw_comparison(path: Path, report: dict[str, Any]) -> None:
         difference.plot([], [], "o-", color=COLOURS[pairs], label=label)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_losses(path: Path, report: dict[str, Any]) -> None:
+    """Training loss by epoch of each arm, and its difference to the reference's by seed."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained", dpi=120)
+    loss, difference = figure.subplots(1, 2)
+    reference = report["reference"]
+    details = report["details"]
+    base_SE = np.array(details[reference]["loss_by_epoch"])
+    for number, (name, detail) in enumerate(details.items()):
+        loss_SE = np.array(detail["loss_by_epoch"])
+        if len(loss_SE) == 0:
+            continue
+        epoch_E = np.arange(1, loss_SE.shape[1] + 1)
+        colour = f"C{number % 10}"
+        loss.plot(epoch_E, loss_SE.mean(axis=0), color=colour, label=name)
+        if name != reference and base_SE.shape == loss_SE.shape:
+            gap_SE = loss_SE - base_SE
+            difference.plot(epoch_E, gap_SE.mean(axis=0), color=colour)
+            intervals = [mean_interval(gap_S)["interval"] for gap_S in gap_SE.T]
+            if None not in intervals:
+                low_E, high_E = np.transpose(intervals)
+                difference.fill_between(
+                    epoch_E, low_E, high_E, color=colour, alpha=0.2, linewidth=0
+                )
+    difference.axhline(0, color="0.4", linewidth=1)
+    loss.set(xlabel="epoch", ylabel="training loss", title="Mean over seeds")
+    difference.set(xlabel="epoch", title=f"Less that of {reference}, mean and 95 % by seed")
+    for axes in (loss, difference):
+        axes.grid(color="0.88")
+        axes.set_axisbelow(True)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path)
 
 

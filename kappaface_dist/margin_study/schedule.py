@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from kappaface_dist.commands import deaf_to_interrupts
+from kappaface_dist.config.keys import Head
 from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
 from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
 from kappaface_dist.margin_study.dataset import load_dataset
@@ -114,13 +115,15 @@ def _train_arm(experiment: Experiment, name: str, seed: int) -> str:
     budget, device = experiment.budget, experiment.device
     if arm.lr is not None:
         budget = replace(budget, lr=arm.lr)
-    trained = train(dataset, margin, budget, seed, shuffled=arm.shuffled, device=device)
+    kept = Head(centre_dtype=arm.centre_dtype, momentum_dtype=arm.momentum_dtype)
+    trained = train(dataset, margin, budget, seed, shuffled=arm.shuffled, kept=kept, device=device)
     unseen_MD = embed(trained.network, dataset.unseen_MHW3, device)
     seconds = time.perf_counter() - started
     _write(
         experiment.result(name, seed),
         distance_P=pair_distances(unseen_MD, dataset.pair_P2),
         loss=trained.loss,
+        loss_E=trained.loss_E,
         seconds=seconds,
         **trained.margins,
     )
@@ -177,6 +180,7 @@ def collect(experiment: Experiment) -> dict[str, Any]:
             "all": [accuracy for accuracy, _ in every],
             "small": [scores(result["distance_P"], small_P)[0] for result in results],
             "auc": [auc for _, auc in every],
+            "loss": [float(result["loss"]) for result in results],
         }
         details[name] = {
             "about": arm.about,
@@ -190,6 +194,10 @@ def collect(experiment: Experiment) -> dict[str, Any]:
                 for over in ("classes", "images")
             },
             "loss": float(np.mean([result["loss"] for result in results])),
+            # [seeds, epochs]; a result of an earlier version has none
+            "loss_by_epoch": [
+                result["loss_E"].tolist() for result in results if "loss_E" in result
+            ],
             "seconds": float(np.mean([result["seconds"] for result in results])),
         }
     paired = compare(arms, experiment.reference)

@@ -1,7 +1,7 @@
 """One training of the comparison, with the parts of a real run.
 
 Shapes: B images of a batch, D embedding size, H W image size, I training images, C classes,
-M images of unseen people, P pairs.
+M images of unseen people, P pairs, E epochs.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kappaface_dist.backbones import build_backbone
-from kappaface_dist.config.keys import Backbone, Config, Data, Optimizer, Run
+from kappaface_dist.config.keys import Backbone, Config, Data, Head, Optimizer, Run
 from kappaface_dist.data.loading.augment import draw_changes
 from kappaface_dist.data.loading.loader import Batch
 from kappaface_dist.data.loading.numbering import numbers_in_class
@@ -23,6 +23,7 @@ from kappaface_dist.head import Margin, PartialFC
 from kappaface_dist.margin_study.dataset import StudyImages
 from kappaface_dist.training.build import Learner, build_network, new_optimizer
 from kappaface_dist.training.encoder import momentum_encoder
+from kappaface_dist.training.heads import DTYPES
 from kappaface_dist.training.optim import build_row_optimizer, schedule_factor
 from kappaface_dist.training.step import train_step
 
@@ -71,11 +72,13 @@ class Trained:
     Attributes:
         margins: mean of ψ·m0 over the training, over "classes" and over "images"; radians.
         loss: mean over the last tenth of the steps.
+        loss_E: mean over the steps that begin in each epoch.
     """
 
     network: nn.Module
     margins: dict[str, float]
     loss: float
+    loss_E: np.ndarray
 
 
 @torch.no_grad()
@@ -97,17 +100,19 @@ def train(
     seed: int,
     *,
     shuffled: bool = False,
+    kept: Head | None = None,
     device: str = "cpu",
 ) -> Trained:
     """Train one network; the seed decides its first weights and the order of the images.
 
     Args:
         shuffled: each margin is at another class, dealt out anew after each refresh.
+        kept: centre_dtype and momentum_dtype of the head.
 
     Raises:
         RuntimeError: the loss is not finite.
     """
-    learner = build_learner(dataset.count_C, margin, budget, seed, device)
+    learner = build_learner(dataset.count_C, margin, budget, seed, kept or Head(), device)
     head = learner.head
     assert isinstance(head, PartialFC)
     num_dealt: int | None = None
@@ -115,7 +120,7 @@ def train(
     total = math.ceil(budget.epochs * num_images)
     shuffle, slot_I = Shuffle(num_images, seed), numbers_in_class(dataset.label_I)
     share_C = torch.from_numpy(dataset.count_C / num_images).float().to(device)
-    losses, by_class, by_image = [], [], []
+    losses, epochs, by_class, by_image = [], [], [], []
     position = 0
     while position < total:
         lr = budget.lr * schedule_factor(
@@ -130,6 +135,7 @@ def train(
         batch = _batch(dataset, slot_I, shuffle, position, budget.batch_size, device)
         epoch = position // num_images
         losses.append(train_step(learner, [batch], lr, position, epoch=epoch))
+        epochs.append(epoch)
         position += budget.batch_size
         for _ in range(epoch, position // num_images):
             head.end_epoch()
@@ -140,17 +146,19 @@ def train(
         "classes": torch.stack(by_class).mean().item(),
         "images": torch.stack(by_image).mean().item(),
     }
-    return Trained(learner.network, means, last)
+    sum_E = np.bincount(epochs, torch.stack(losses).double().numpy(force=True))
+    return Trained(learner.network, means, last, sum_E / np.bincount(epochs))
 
 
 def build_learner(
-    count_C: np.ndarray, margin: Margin, budget: Budget, seed: int, device: str
+    count_C: np.ndarray, margin: Margin, budget: Budget, seed: int, kept: Head, device: str
 ) -> Learner:
     """What a run's own step trains, for one arm and seed."""
     config = Config(
         run=Run(seed=seed),
         backbone=Backbone(name=budget.backbone, embedding_size=budget.embedding_size),
         data=Data(batch_size=budget.batch_size, image_size=budget.image_size),
+        head=kept,
         optimizer=Optimizer(
             lr=budget.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM
         ),
@@ -163,8 +171,12 @@ def build_learner(
         margin,
         images_per_class=np.array(count_C),
         optimizer=build_row_optimizer(
-            "sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, momentum_dtype=torch.float32
+            "sgd",
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            momentum_dtype=DTYPES.get(kept.momentum_dtype),  # none is in no table
         ),
+        centre_dtype=DTYPES[kept.centre_dtype],
         seed=seed,
         device=place,
     )

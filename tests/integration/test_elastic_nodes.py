@@ -228,7 +228,7 @@ def test_a_run_killed_on_one_and_both_nodes_ends_bitwise_as_if_nothing_had_happe
     chance, counts = random.Random(7), dict.fromkeys(EVENTS, 0)
     with Network(tmp_path, 2) as network:
         run = Run(network, path, "2", OWN_STORE)
-        run.options[-1] = SHORT
+        run.options = ["--nnodes=2", "--max-restarts=100", SHORT]
         run.start(0, 1)
         run.reach(20)  # there is a checkpoint
         for number in range(KILLS):

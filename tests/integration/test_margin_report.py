@@ -63,6 +63,8 @@ def test_report(run_folder, faces):
     assert 100 < found["embedded"] <= 2000
     sizes = [row["images"] for row in found["by_images"]]
     assert sizes == sorted(sizes)
+    assert found["estimates"] == []  # who has twelve photos is too few
+    assert (count_C >= 12).sum() < 20
     for row in found["by_images"]:
         assert row["classes"] == (count_C >= 2 * row["images"]).sum()
         assert row["error"] > 0

@@ -70,6 +70,14 @@ def test_an_arm_has_its_own_rate_and_only_needed_arms_are_trained():
         choose_arms("none", [slow], "exakt")
 
 
+def test_an_arm_has_its_own_state_of_the_head():
+    arm = parse_arm("half:name=arcface,centre_dtype=bf16,momentum_dtype=none")[1]
+    assert (arm.centre_dtype, arm.momentum_dtype, arm.lr) == ("bf16", "none", None)
+    assert arm.build(16.0, {}) == ArcFace(scale=16.0)
+    plain = parse_arm("plain:name=arcface")[1]
+    assert (plain.centre_dtype, plain.momentum_dtype) == ("fp32", "fp32")
+
+
 def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
     """Its arms have no rate of their own, and are the same arms."""
     arms = choose_arms("exact", [])
@@ -86,7 +94,11 @@ def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["cold", "cold:", "cold:temperature", ":temperature=1", "a:b=[1", "a:lr=0", "a:lr=x"]
+    "text",
+    [
+        *("cold", "cold:", "cold:temperature", ":temperature=1", "a:b=[1", "a:lr=0", "a:lr=x"),
+        *("a:centre_dtype=fp16", "a:momentum_dtype=2"),
+    ],
 )
 def test_a_malformed_arm_is_refused(text):
     with pytest.raises(ValueError, match="--arm is"):
