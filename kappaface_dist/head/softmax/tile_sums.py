@@ -36,12 +36,12 @@ def add_product(total, a, b):
 
 
 @triton.jit
-def are_inside(is_row, dimension, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Which numbers of a block of rows are there; [rows, 1] where they are all or none of a row."""
+def load_rows(place, dimension, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A block of rows, each as long as BLOCK_D, zero beyond SIZE."""
     if SIZE == BLOCK_D:
-        return is_row[:, None]
+        return tl.load(place)
     else:
-        return is_row[:, None] & (dimension < SIZE)[None, :]
+        return tl.load(place, mask=(dimension < SIZE)[None, :], other=0.0)
 
 
 @triton.jit
@@ -92,11 +92,12 @@ def _sum_tiles(
     image = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
     part = tl.program_id(1)
     dimension = tl.arange(0, BLOCK_D)
-    is_image = image < num_images
-    image_place = image.to(tl.int64)[:, None] * SIZE + dimension[None, :]
-    in_image = are_inside(is_image, dimension, SIZE, BLOCK_D)
-    embedding = tl.load(embedding_ptr + image_place, mask=in_image, other=0.0)
-    column = tl.load(column_ptr + image, mask=is_image, other=-1)
+    # Beyond the last image or row is the last one again, whose numbers are not used: to know which
+    # of the loads to make would take registers.
+    loaded_image = tl.minimum(image, num_images - 1)
+    image_place = loaded_image.to(tl.int64)[:, None] * SIZE + dimension[None, :]
+    embedding = load_rows(embedding_ptr + image_place, dimension, SIZE, BLOCK_D)
+    column = tl.load(column_ptr + loaded_image)
     u = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     nearest = tl.full([BLOCK_G], float("-inf"), tl.float32)
@@ -106,15 +107,13 @@ def _sum_tiles(
     for first in tl.range(first_row, last_row, BLOCK_R, num_stages=STAGES):
         row = first + row_of_tile
         is_row = row < last_row
-        in_row = are_inside(is_row, dimension, SIZE, BLOCK_D)
+        loaded_row = tl.minimum(row, last_row - 1)
+        number = loaded_row.to(tl.int64)
         if SAMPLED:
-            number = tl.load(number_ptr + row, mask=is_row, other=0).to(tl.int64)
-            weight_place = weight_ptr + number[:, None] * STRIDE + dimension[None, :]
-        else:
-            weight_place = weight_ptr + tl.cast(first, tl.int64) * STRIDE
-            weight_place += row_of_tile[:, None] * STRIDE + dimension[None, :]
-        weight = tl.load(weight_place, mask=in_row, other=0.0)
-        inverse = tl.load(inverse_ptr + row, mask=is_row, other=0.0)
+            number = tl.load(number_ptr + loaded_row).to(tl.int64)
+        weight_place = weight_ptr + number[:, None] * STRIDE + dimension[None, :]
+        weight = load_rows(weight_place, dimension, SIZE, BLOCK_D)
+        inverse = tl.load(inverse_ptr + loaded_row)
         share = tl.zeros([BLOCK_G, BLOCK_R], weight.dtype)
         part_total = tl.zeros([BLOCK_G], tl.float32)
         part_nearest = nearest
@@ -133,11 +132,13 @@ def _sum_tiles(
         if NEAREST:
             nearest = tl.maximum(nearest, part_nearest)
         u = add_product(u, share, weight)
+    is_image = image < num_images
     place = part.to(tl.int64) * num_images + image
     tl.store(part_sum_ptr + place, total, mask=is_image)
     if NEAREST:
         tl.store(part_nearest_ptr + place, nearest, mask=is_image)
     u_place = place[:, None] * SIZE + dimension[None, :]
+    in_image = is_image[:, None] & (dimension < SIZE)[None, :]
     tl.store(part_u_ptr + u_place, u, mask=in_image)
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kappaface_dist.head.softmax.tile_rows import update_part
 from kappaface_dist.head.softmax.tile_sizes import TileSizes, num_programs, sizes_of
-from kappaface_dist.head.softmax.tile_sums import add_product, are_inside, multiply
+from kappaface_dist.head.softmax.tile_sums import add_product, load_rows, multiply
 from kappaface_dist.head.softmax.update_kernel import int32_key
 
 
@@ -82,24 +82,23 @@ def _update_tiles(
         # registers that the products need. Times 16, for the sake of alignment.
         nought = (tile < -always).to(tl.int32) * 16
         row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
-        is_row = row < num_rows
-        in_row = are_inside(is_row, dimension, SIZE, BLOCK_D)
-        number = row.to(tl.int64)
+        # As in tile_sums.py: the last one in place of those that are not there.
+        loaded_row = tl.minimum(row, num_rows - 1)
+        number = loaded_row.to(tl.int64)
         if SAMPLED:
-            number = tl.load(number_ptr + row, mask=is_row, other=0)
+            number = tl.load(number_ptr + loaded_row)
         operand_place = number[:, None] * STRIDE + dimension[None, :]
-        weight = tl.load(operand_ptr + nought + operand_place, mask=in_row, other=0.0)
-        inverse = tl.load(inverse_ptr + nought + row, mask=is_row, other=0.0)
+        weight = load_rows(operand_ptr + nought + operand_place, dimension, SIZE, BLOCK_D)
+        inverse = tl.load(inverse_ptr + nought + loaded_row)
         scale = inverse * factor
         h = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
         for first in tl.range(0, num_images, BLOCK_G, num_stages=STAGES):
             image = first + image_of_tile
             is_image = image < num_images
-            in_image = are_inside(is_image, dimension, SIZE, BLOCK_D)
-            image_place = image_of_tile[:, None] * SIZE + dimension[None, :]
-            first_place = embedding_ptr + nought + tl.cast(first, tl.int64) * SIZE
-            embedding = tl.load(first_place + image_place, mask=in_image, other=0.0)
-            column = tl.load(column_ptr + nought + image, mask=is_image, other=-1)
+            loaded_image = tl.minimum(image, num_images - 1)
+            image_place = loaded_image.to(tl.int64)[:, None] * SIZE + dimension[None, :]
+            embedding = load_rows(embedding_ptr + nought + image_place, dimension, SIZE, BLOCK_D)
+            column = tl.load(column_ptr + nought + loaded_image)
             image_weight = tl.load(image_weight_ptr + nought + image, mask=is_image, other=0.0)
             share = tl.zeros([BLOCK_R, BLOCK_G], weight.dtype)
             if SPLIT_WARPS:  # as in tile_sums.py
@@ -112,16 +111,12 @@ def _update_tiles(
                     weight, embedding, scale, row, column, image_weight, shift, limit, FILTER
                 )
             h = add_product(h, share, embedding)
-        h *= inverse[:, None]
         # Through memory, since the update needs registers for more than h: a part of the rows at a
         # time. The memory is this program's own and stays in the cache.
         row_of_tile = tl.arange(0, BLOCK_R)
         scratch_place = row_of_tile[:, None] * SIZE + dimension[None, :]
-        tl.store(
-            scratch_ptr + nought + scratch_place,
-            h,
-            mask=are_inside(row_of_tile < BLOCK_R, dimension, SIZE, BLOCK_D),
-        )
+        in_row = (dimension < SIZE)[None, :]
+        tl.store(scratch_ptr + nought + scratch_place, h * inverse[:, None], mask=in_row)
         tl.debug_barrier()
         update_part(
             tile * BLOCK_R,

@@ -99,6 +99,8 @@ def compare(shape, device, expect="off"):
     rounded = shape["head"]["centre_dtype"] is not None
     for name, value in expected.items():
         assert found[name].isfinite().all(), (name, shape)
+        if shape["size"] == 1 and name != "loss":
+            continue  # one number has no direction: its gradients are what rounding left of zero
         # Where updates are apart by a share x of a step of bf16, x of them round apart by a step.
         close = 4 * CLOSE if rounded and name == "moved" else CLOSE
         off = (found[name] - value).norm()
@@ -154,9 +156,9 @@ UPDATE = {
 OFF = dict.fromkeys(("FILTER", "NEAREST", "SAMPLED", "SPLIT", "ROUNDED", "SKIPPABLE"), False)
 # Bytes of shared memory that a block can have.
 MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-# Bytes of addresses that a thread may keep in memory, outside of the inner loop; Triton 3.6 takes 0
-# and 72, 3.9 32 and more.
-MOST_SPILT = {"sums": 64, "update": 160}
+# Bytes of a thread's registers that may go to memory: none but on a B200, in the second pass, 16 at
+# most of them in its inner loop (Triton 3.9).
+MOST_SPILT = {("update", 100): 160}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ MOST_SPILT = {"sums": 64, "update": 160}
         # A compilation takes up to ten seconds.
         pytest.param(name, settings, capability, marks=marks)
         for name, settings in [
-            ("sums", {}),
+            ("sums", {"FILTER": True, "NEAREST": True}),
             ("update", {"SPLIT": True, "MOMENTUM": True}),
             ("update", {"ROUNDED": True, "MOMENTUM": False}),
         ]
@@ -189,7 +191,8 @@ def test_the_tiles_compile_for_gpus_that_are_not_here(
     if settings.get("ROUNDED"):
         types = {**types, "weight_ptr": "*bf16"}
     used = resources(kernel, types, constants, capability, tmp_path, sizes.warps)
-    assert used["STACK"] + used["LOCAL"] <= MOST_SPILT[name], f"registers are spilt: {used}"
+    spilt = used["STACK"] + used["LOCAL"]
+    assert spilt <= MOST_SPILT.get((name, capability), 0), f"registers are spilt: {used}"
     assert used["SHARED"] <= MOST_SHARED[capability], used
 
 
