@@ -23,7 +23,7 @@ def at_largest_rate(config: Config) -> Config:
     """The job in the epochs of its largest sample rates, where it needs most."""
     head = replace(config.head, sample_rate=config.head.largest_sample_rate)
     train = config.data.train
-    if isinstance(train, dict):
+    if isinstance(train, dict) and config.data.merge is None:
         rates = {name: own.head.largest_sample_rate for name, own in datasets(config).items()}
         train = {name: replace(own, sample_rate=rates[name]) for name, own in train.items()}
     return replace(config, head=head, data=replace(config.data, train=train))

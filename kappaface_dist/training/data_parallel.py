@@ -43,6 +43,22 @@ class DataParallel(DistributedDataParallel):
         super().__init__(backbone, **options)
         self._exchange = Exchange(gradient_dtype)
         self.register_comm_hook(self._exchange, start_exchange)
+        self._deal_buckets()
+
+    def _deal_buckets(self) -> None:
+        """Let two backward passes of zeros come before the first step.
+
+        At its second pass DDP deals the gradients out to other buckets, by the order in which they
+        came in the first. From three ranks on a sum's rounding depends on its place in the bucket:
+        a run that goes on would differ in its first step from one that was never stopped.
+        """
+        network, self.module = self.module, _Zero(self.module)
+        for _ in range(2):
+            self().backward()
+            self.wait_for_gradients()
+        self.module = network
+        for parameter in network.parameters():
+            parameter.grad = None
 
     def wait_for_gradients(self) -> None:
         """Afterwards the gradients of the last backward pass are the means over the ranks."""
@@ -51,6 +67,20 @@ class DataParallel(DistributedDataParallel):
             if sent is not gradient:
                 gradient.copy_(sent)
         self._exchange.running.clear()
+
+
+class _Zero(nn.Module):
+    """0, of which every parameter has a gradient; the last of them first, as a network's come."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.parameter_list = [p for p in network.parameters() if p.requires_grad]
+
+    def forward(self) -> torch.Tensor:
+        total = self.parameter_list[0].new_zeros(())
+        for parameter in self.parameter_list:
+            total = total + 0.0 * parameter.reshape(-1)[0]
+        return total
 
 
 class Exchange:
