@@ -48,6 +48,11 @@ def draw_reliability(
 
 def _errors(axes: Axes, classes: ClassMeasures, rows: Sequence[dict[str, Any]]) -> None:
     known = np.isfinite(classes.kappa_C)
+    if not known.any():
+        axes.set(xlabel="photos of the class", ylabel="concentration")
+        text = "no class was measured by this step"
+        axes.text(0.5, 0.5, text, ha="center", transform=axes.transAxes)
+        return
     count, kappa = classes.count_C[known], classes.kappa_C[known]
     high = float(np.percentile(kappa, 99))
     axes.scatter(count, kappa.clip(max=high), s=8, color="tab:blue", alpha=0.35, linewidths=0)

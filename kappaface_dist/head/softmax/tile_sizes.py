@@ -36,7 +36,8 @@ SMALL = TileSizes(images=32, rows=32, stages=1, split_warps=False)
 SIZES = {
     "sums": {
         80: TileSizes(images=32, rows=64, stages=1, split_warps=False),
-        # On an H100 rows=128 with one stage takes 0.88 of this, but spills with the filter on.
+        # On an H100 rows=128 with one stage took 0.88 of this, but spilt with the filter on: while
+        # loads still asked whether their row exists, so it is to be tried again.
         90: HOPPER,
         100: HOPPER,
         103: HOPPER,
