@@ -89,10 +89,9 @@ def tell_torchrun(reason: str) -> None:
         return
     # The form of torch.distributed.elastic's error files, which it reads as it likes to write them.
     extra = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+    # Whole, since torchrun, which may kill this process meanwhile, ends at half a file.
     with suppress(OSError):  # a full disk may be the very reason
-        Path(path).write_text(
-            json.dumps({"message": {"message": reason, "extraInfo": extra}}), encoding="utf-8"
-        )
+        _write_whole(Path(path), json.dumps({"message": {"message": reason, "extraInfo": extra}}))
 
 
 @contextmanager
@@ -124,7 +123,11 @@ def write_json(target: str | None, report: dict[str, Any]) -> None:
         if path.exists() and not path.is_file():  # /dev/null, a pipe
             path.write_text(text, encoding="utf-8")
             return
-        # Whole or not at all: who reads it must not meet a half.
-        unfinished = path.with_name(f"{path.name}.part")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        _write_whole(path, text)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: who reads it must not meet a half."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -37,6 +37,24 @@ def test_a_mistake_is_one_line_and_a_fault_of_ours_is_not():
         commands.run(lambda: fail(AssertionError()))
 
 
+def test_why_a_process_ended_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """torchrun ends the other ranks while they write theirs, and cannot read half of one."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    reason = "x" * 2_000_000
+    for number in range(12):
+        child = os.fork()
+        if child == 0:
+            while True:
+                commands.tell_torchrun(reason)
+        time.sleep(0.03 + 0.004 * number)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if path.exists():
+            assert json.loads(path.read_text())["message"]["message"] == reason
+            path.unlink()
+
+
 def test_the_progress_bar_waits_for_the_first_image(capsys, monkeypatch):
     silent = commands.image_progress()
     silent(3, 7)

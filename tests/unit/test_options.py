@@ -112,7 +112,7 @@ def test_older_spellings_go_on_working(parsers):
         ("make_templates", ["OUT", "--people", "7"], "people", 7),
         ("make_templates", ["OUT", "--identities", "7"], "people", 7),
         ("compare_margins", ["--unseen", "9"], "unseen", 9),
-        ("rehearse", ["CONFIG", "--classes", "100e6"], "classes", 100_000_000),
+        ("rehearse", ["CONFIG", "--classes", "100e6"], "classes", [100_000_000]),
     ):
         assert getattr(parsers[tool].parse_args(words), name) == value, (tool, words)
 

@@ -54,11 +54,11 @@ def take_batches(tmp_path, monkeypatch):
             Request(np.arange(BATCH_SIZE) + number, draw_changes("flip", 0, np.arange(BATCH_SIZE)))
             for number in range(NUM_BATCHES)
         ]
-        labels = []
+        taken = []
         for batch in decoder.batches(requests, ahead=2):
             log.add("read", log.stream(), batch.image.data_ptr())
-            labels.append(batch.label_B.tolist())
-        assert labels == [list(range(n, n + BATCH_SIZE)) for n in range(NUM_BATCHES)]
+            taken.append(batch.taken_B.tolist())
+        assert taken == [list(range(n, n + BATCH_SIZE)) for n in range(NUM_BATCHES)]
         return log.events
 
     return take
