@@ -18,7 +18,6 @@ from kappaface_dist import commands, options
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.parallel import ranks as parallel
 from kappaface_dist.planning.calibration import measured_rates
 from kappaface_dist.planning.job_size import JobSize, size_given
@@ -35,6 +34,7 @@ from kappaface_dist.planning.step_benchmark import (
 )
 from kappaface_dist.planning.step_time import DEVICES
 from kappaface_dist.training.build import DTYPES
+from kappaface_dist.training.fit import open_here
 from kappaface_dist.training.loaders import new_loader
 
 
@@ -176,10 +176,7 @@ def shares(side: Side, config: Config) -> dict[str, float]:
 
 def seconds_per_batch(config: Config, device: torch.device) -> float:
     """What the loader takes for a batch with nothing else to do."""
-    catalogs = {}
-    for name, own in datasets(config).items():
-        assert not isinstance(own.data.train, dict)
-        catalogs[name] = open_catalog(own.data.train or [])
+    catalogs = {name: open_here(own) for name, own in datasets(config).items()}
     loader = new_loader(config, catalogs, device)
     num_batches = 30
     batches = iter(loader.batches(0, num_batches + 5))
