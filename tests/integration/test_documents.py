@@ -5,7 +5,6 @@ reads. Names that stand for a user's own (MODEL, IMAGES) are links there. Of wha
 cluster or Docker the files, options and settings are looked at.
 """
 
-import importlib.util
 import os
 import re
 import runpy
@@ -196,7 +195,9 @@ def test_the_workflows_run_what_there_is():
             elif words[0] == "kappaface":
                 assert words[1:] == [] or words[1] in console.programs(), line
             elif words[0] == "python":
-                assert importlib.util.find_spec(words[2]) or words[2] == "build", line
+                # Not by find_spec: whoever looks for pip before Python 3.12 has setuptools replaced
+                # for the rest of the process, and with it what compiles.
+                assert words[2] in ("build", "pip", "pytest"), line
             else:
                 assert words[0] in ("make", "docker", "mkdir"), line
                 if words[0] == "make":
