@@ -28,7 +28,23 @@ def operation_bytes(config: Config, size: JobSize) -> dict[str, int]:
         for name in few:
             slope = (more[name] - few[name]) / (MORE - FEW)
             found[name] = max(found.get(name, 0), round(slope * own_size.classes_per_rank))
+        held = _bytes_of_images(own, own.data.batch_size * size.num_ranks)
+        found["epoch's end"] = max(found["epoch's end"], held)
     return found
+
+
+def _bytes_of_images(config: Config, num_images: int) -> int:
+    """What it takes to show the statistics a micro-batch that was read of the next epoch."""
+    head = made_up_head(without_kernels(config), FEW, torch.device("cpu"))
+    shown = head.class_margins
+    if shown.statistics is None or not shown.sees_batches:
+        return 0
+    embedding_GD = torch.zeros(num_images, config.backbone.embedding_size)
+    none_G = torch.zeros(num_images, dtype=torch.int64)
+    marks = shown.marks(none_G, None, none_G, learning=True)
+    with MemoryMeter() as meter:
+        shown.see(embedding_GD, embedding_GD[:, 0], none_G, none_G == 0, marks)
+    return meter.peak_bytes
 
 
 def _peaks(config: Config, num_classes: int) -> dict[str, int]:
