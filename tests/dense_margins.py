@@ -93,10 +93,15 @@ def update_state(margin, state, target_G, norm_G):
 
 
 def margin_loss(margin, embedding_GD, weight_CD, label_G, m_G, state, kept_C):
-    """(loss, new state) of a step, over the classes in kept_C; the loss sees the old state."""
+    """(loss, new state) of a step, over the classes in kept_C; the loss sees the old state.
+
+    weight_CD: or [C, A, D], of which the nearest of a class counts.
+    """
     state = START | state
     norm_G = embedding_GD.norm(dim=1)
-    cosine_GC = F.normalize(embedding_GD) @ F.normalize(weight_CD).T
+    cosine_GC = F.normalize(embedding_GD) @ F.normalize(weight_CD, dim=-1).mT
+    if weight_CD.dim() == 3:  # [C, G, A] so far
+        cosine_GC = cosine_GC.amax(dim=2).T
     target_G = cosine_GC.gather(1, label_G[:, None])[:, 0]
     value_G = target_cosine(margin, target_G.acos(), m_G, norm_G, state)
     if isinstance(margin, CurricularFace):

@@ -57,6 +57,12 @@ def parse_arguments() -> argparse.Namespace:
         default=1,
         help="beside one of all classes so many heads, each of its part of classes and images",
     )
+    parser.add_argument(
+        "--sub-centres",
+        type=options.positive,
+        default=1,
+        help="beside one of a centre a class one of so many, as head.sub_centres",
+    )
     parser.add_argument("--no-dense", dest="dense", action="store_false")
     parser.add_argument("--logit-cache-bytes", type=options.count, default=0)
     parser.add_argument("--skip-mass", type=float, default=0.0, help="as head.skip_mass")
@@ -84,7 +90,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def one_head(
-    arguments: argparse.Namespace, device: torch.device, classes: int, *, exact: bool = False
+    arguments: argparse.Namespace,
+    device: torch.device,
+    classes: int,
+    *,
+    exact: bool = False,
+    sub_centres: int = 1,
 ) -> PartialFC:
     """Our head as asked for; exact: with all classes and nothing skipped."""
     return PartialFC(
@@ -105,6 +116,7 @@ def one_head(
         chunk_bytes=arguments.chunk_bytes,
         split_centres=arguments.split,
         fused=arguments.fused,
+        sub_centres=sub_centres,
         device=device,
     )
 
@@ -122,6 +134,10 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
     if (count := arguments.heads) > 1:
         builders["several"] = lambda: SeveralSide(
             [make(arguments.classes // count) for _ in range(count)], num_images
+        )
+    if (each := arguments.sub_centres) > 1:
+        builders["several_centres"] = lambda: StreamingSide(
+            make(arguments.classes, sub_centres=each)
         )
     if arguments.dense:
         dtype = DTYPES[arguments.dense_dtype or arguments.dtype]
@@ -149,6 +165,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
         ("streaming", "dense", ""),
         ("streaming", "streaming_full", "_to_full"),
         ("several", "streaming", "_of_several"),
+        ("several_centres", "streaming", "_of_several_centres"),
     )
     measures = {"time": "seconds", "processor_time": "processor_seconds", "memory": "extra_bytes"}
     for one, other, suffix in pairs:
@@ -160,7 +177,7 @@ def benchmark(arguments: argparse.Namespace, device: torch.device) -> dict[str, 
 
 def print_table(name: str, report: dict[str, Any]) -> None:
     print(f"{name:24}{'seconds':>10}{'ps/logit':>14}{'extra MB':>10}{'state B/param':>15}")
-    for side_name in ("streaming", "streaming_full", "several", "dense"):
+    for side_name in ("streaming", "streaming_full", "several", "several_centres", "dense"):
         if side_name in report:
             side = report[side_name]
             print(

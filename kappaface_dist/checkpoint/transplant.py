@@ -18,6 +18,7 @@ from kappaface_dist.checkpoint.identity_map import read_identity_map
 from kappaface_dist.checkpoint.index import read_metadata
 from kappaface_dist.checkpoint.stored import stored_pieces
 from kappaface_dist.head import PartialFC
+from kappaface_dist.head.margins.chosen_centres import dominant_centres
 from kappaface_dist.parallel import ranks as parallel
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,19 @@ def head_prefix(dataset: str) -> str:
     return f"head.{dataset}." if dataset else "head."
 
 
+def stored_sub_centres(stored: dict[str, list[int]], prefix: str) -> int | None:
+    """Centres a class of a checkpoint's head, from the shapes in it; None: it has no such head."""
+    shape = stored.get(f"{prefix}weight")
+    if shape is None:
+        return None
+    return shape[1] if len(shape) == 3 else 1
+
+
 def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: str = "") -> None:
     """Fill the rows of a fresh head from an earlier run's checkpoint; collective.
 
-    An epoch of class statistics that the earlier run had begun is over: its images come again.
+    An epoch of class statistics that the earlier run had begun is over: its images come again. Of
+    several centres a class a head of one takes the dominant one, with its momentum.
 
     Args:
         identity_map: path of the map; without one, class i stays class i, and there are equally
@@ -57,8 +67,11 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: 
             f" {', '.join(sorted(found)) or 'no dataset'}: name the dataset as one of them"
         )
     state = {f"{prefix}{name}": tensor for name, tensor in head.sharded_state().items()}
+    dominant_L = _dominant(folder, stored, prefix, head.softmax.sub_centres)
     for name, tensor in state.items():
         shape = stored.get(name)
+        if dominant_L is not None and shape is not None and len(shape) > tensor.dim():
+            shape = [shape[0], *shape[2:]]
         if shape is None or shape[1:] != list(tensor.shape[1:]):
             raise ValueError(
                 f"head.init {folder} has {name} of shape {shape}, this head"
@@ -75,7 +88,7 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: 
         row_K = np.argsort(old_class_K, kind="stable")
         old_K = old_class_K[row_K]
         for name, tensor in state.items():
-            _take_rows(folder, index, name, tensor, old_K, row_K)
+            _take_rows(folder, index, name, tensor, old_K, row_K, dominant_L)
 
     parallel.agree(take_rows)
     _take_running_values(head, folder, stored, prefix)
@@ -97,6 +110,36 @@ def take_over(head: PartialFC, folder: Path, identity_map: str | None, dataset: 
         folder,
         head.num_classes - stay,
     )
+
+
+def _dominant(
+    folder: Path, stored: dict[str, list[int]], prefix: str, wanted: int
+) -> torch.Tensor | None:
+    """Of each of the earlier classes the centre to take; None: all of them.
+
+    Raises:
+        ValueError: the heads have different numbers of them, and this one has several.
+    """
+    found = stored_sub_centres(stored, prefix)
+    if found == wanted:
+        return None
+    if wanted > 1:
+        remedy = "set it to 1" if found == 1 else f"set it to {found}, or to 1 for the dominant one"
+        raise ValueError(
+            f"head.init {folder} has {found} centres a class, and head.sub_centres is {wanted}:"
+            f" {remedy}"
+        )
+    name = f"{prefix}statistics.chosen"
+
+    def read() -> torch.Tensor:
+        dominant_L = torch.zeros(stored[name][0], dtype=torch.uint8)
+        for chunk, piece_XA in stored_pieces(folder, read_metadata(folder), name):
+            start = chunk.offsets[0]
+            dominant_L[start : start + len(piece_XA)] = dominant_centres(piece_XA)
+        return dominant_L
+
+    logger.info("of the %s centres of each class of %s the dominant one is taken", found, folder)
+    return parallel.agree(read)
 
 
 def _take_running_values(
@@ -128,12 +171,14 @@ def _take_rows(
     tensor_KX: torch.Tensor,
     old_K: np.ndarray,
     row_K: np.ndarray,
+    dominant_L: torch.Tensor | None,
 ) -> None:
     """Each rank reads the rows of its own classes, some at a time, from whichever file has them.
 
     Args:
         old_K: the earlier classes, sorted; those of new classes are below 0.
         row_K: the rows that they become.
+        dominant_L: of each earlier class the centre that is taken of several.
     """
     step = max(TAKEN_ROWS, int(len(old_K) * TAKEN_SHARE))
     for chunk, piece_LX in stored_pieces(folder, index, name):
@@ -142,5 +187,7 @@ def _take_rows(
         for low in range(first, last, step):
             here = slice(low, min(low + step, last))
             rows = piece_LX[torch.from_numpy(old_K[here] - start)]
+            if dominant_L is not None and rows.dim() > tensor_KX.dim():
+                rows = rows[torch.arange(len(rows)), dominant_L[old_K[here]].long()]
             place = torch.from_numpy(row_K[here]).to(tensor_KX.device)
             tensor_KX[place] = rows.to(tensor_KX.device, tensor_KX.dtype)

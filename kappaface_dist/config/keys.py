@@ -132,6 +132,8 @@ class Head:
     # by how likely its label is right, from two kinds of target cosines in the epoch before: an
     # image counts in the loss, dirty ones not in kappaface's statistics, or both
     robust: str = key("off", choices=("off", "loss", "statistics", "both"), problem=True)
+    # centres a class, of which an image meets the nearest: wrong labels gather at the others
+    sub_centres: int = key(1, at_least=1, at_most=100, problem=True)
     init: str | None = None  # checkpoint of an earlier run, whose identities stay
     identity_map: str | None = None  # which of its classes is which (tools/map_identities.py)
 

@@ -1,7 +1,7 @@
 """PartialFC: the classifier, sharded over the ranks, with a margin for each class.
 
 Shapes: B images on this rank, G images on all N ranks, D embedding size, C all classes, K classes
-of this shard.
+of this shard; of centres and their state its rows, sub_centres times as many.
 """
 
 from dataclasses import replace
@@ -27,6 +27,7 @@ from kappaface_dist.head.softmax.row_update import RowOptimizer, RowState, SGDRo
 from kappaface_dist.head.softmax.rows import Centres
 from kappaface_dist.head.softmax.second_pass import whole_gradient
 from kappaface_dist.head.softmax.settings import Softmax
+from kappaface_dist.head.softmax.sub_centres import by_class
 from kappaface_dist.head.softmax.tiles import check_kernels
 from kappaface_dist.parallel import ranks as parallel
 
@@ -53,6 +54,7 @@ class PartialFC(torch.nn.Module):
         skip_mass: share of the negatives' mass that `step` may leave out (`softmax/negligible.py`).
         fused: the Triton kernels, as `softmax/settings.py` has it; True: "auto", False: "off".
         robust: where the trust in labels counts (`margins/image_trust.py`): "loss", ..., "off".
+        sub_centres: rows a class, of which an image meets the nearest (`softmax/sub_centres.py`).
         seed, device: of the initial centres, which depend on (seed, class) alone; of the shard.
     """
 
@@ -74,6 +76,7 @@ class PartialFC(torch.nn.Module):
         skip_mass: float = 0.0,
         fused: str | bool = "auto",
         robust: str = "off",
+        sub_centres: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
@@ -92,19 +95,21 @@ class PartialFC(torch.nn.Module):
             chunk_bytes=chunk_bytes,
             skip_mass=skip_mass,
             fused=fused if isinstance(fused, str) else "auto" if fused else "off",
+            sub_centres=sub_centres,
         )
         device = torch.device(device)
         self.num_classes, self.seed, self.num_steps = num_classes, seed, 0
         self.optimizer = optimizer if optimizer is not None else SGDRows()
         check_kernels(self.softmax, device, embedding_size, self.optimizer.fused_numbers())
         self.classes = shard_classes(num_classes, parallel.rank(), parallel.world_size())
+        self.rows = range(self.classes.start * sub_centres, self.classes.stop * sub_centres)
         self.state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         kept_dtype = centre_dtype or self.state_dtype
-        weight_KD = initial_centres(self.classes, embedding_size, seed, kept_dtype, device)
+        weight_KD = initial_centres(self.rows, embedding_size, seed, kept_dtype, device)
         self.row_state: RowState = self.optimizer.init_state(weight_KD)
-        self._centres = Centres(weight_KD, split=self.softmax.splits_centres(device))
-        of_classes = self.margin, self.classes, embedding_size, images_per_class
-        self.class_margins = ClassMargins(*of_classes, self.state_dtype, device, robust)
+        self._centres = Centres(weight_KD, self.softmax.splits_centres(device), sub_centres)
+        given = self.margin, self.classes, embedding_size, images_per_class
+        self.class_margins = ClassMargins(*given, self.state_dtype, device, robust, sub_centres)
         self.rank_one, self.skipped = RankOne(), Skipped()
         self.micro_batches = MicroBatches(self._centres, self.classes, seed)
         self._last: GlobalBatch | None = None  # the batch just seen
@@ -147,11 +152,7 @@ class PartialFC(torch.nn.Module):
         )
         room = self.softmax.logit_cache_bytes - self.held_cache_bytes()
         result = yield from first_pass(
-            batch,
-            rows,
-            column_G,
-            self.class_margins,
-            self.softmax,
+            *(batch, rows, column_G, self.class_margins, self.softmax),
             seed=mix64(self.seed, self.num_steps),
             number_G=self.micro_batches.numbers(len(label_G), label_G.device),
             cache_bytes=room if learning else None,
@@ -159,9 +160,8 @@ class PartialFC(torch.nn.Module):
         )
         # NaN rather than a wrong loss where a GPU's labels could not be looked at.
         valid_G = announced_G & (label_G >= 0) & (label_G < self.num_classes)
-        loss = torch.where(valid_G.all(), result.loss, torch.nan)
         self.micro_batches.num_seen += len(label_G) // parallel.world_size() * learning
-        return replace(result, loss=loss)
+        return replace(result, loss=torch.where(valid_G.all(), result.loss, torch.nan))
 
     def announce(self, label_X: torch.Tensor) -> None:
         """Draw one sample for all losses of a step, from their labels in order. Collective."""
@@ -177,12 +177,11 @@ class PartialFC(torch.nn.Module):
             loss_scale: what the loss was multiplied with before backward().
             skip: 0-dimensional bool; where true, nothing changes (an overflow in fp16).
         """
-        found = self.micro_batches.over_the_same_rows(self.softmax)
-        batches = [batch.unscaled(loss_scale) for batch in found]
-        for batch in batches:
-            self.skipped.add(batch.tiles)
+        pending = self.micro_batches.over_the_same_rows(self.softmax)
+        batches = [batch.unscaled(loss_scale) for batch in pending]
+        self.skipped.add([batch.tiles for batch in batches])
         self._centres.arrange()
-        rounding = Rounding.of_step(self.seed, self.num_steps, self.classes.start)
+        rounding = Rounding.of_step(self.seed, self.num_steps, self.rows.start)
         update_centres(batches, self.softmax, self.row_state, self.optimizer, lr, skip, rounding)
         observe(self.margin, self.class_margins.state, batches, skip)
         self.discard()
@@ -191,7 +190,7 @@ class PartialFC(torch.nn.Module):
 
     @torch.no_grad()
     def weight_gradient(self) -> torch.Tensor:
-        """The gradient [K, D] that `step` would use; for tests and inspection, it takes memory."""
+        """The gradient, as `weight_KD`, that `step` would use; for tests, since it takes memory."""
         self._centres.arrange()
         return whole_gradient(self.micro_batches.over_the_same_rows(self.softmax), self.softmax)
 
@@ -227,8 +226,9 @@ class PartialFC(torch.nn.Module):
 
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """All tensors with a row per class of this shard, by name; the live tensors, not copies."""
-        state = {"weight": self.weight_KD, **self.class_margins.sharded_state()}
-        return state | {f"optimizer.{name}": tensor for name, tensor in self.row_state.items()}
+        state = {"weight": self.weight_KD}
+        state |= {f"optimizer.{name}": tensor for name, tensor in self.row_state.items()}
+        return by_class(state, self.softmax.sub_centres) | self.class_margins.sharded_state()
 
     def replicated_state(self) -> dict[str, torch.Tensor]:
         """Small tensors of the margin that are equal on all ranks; the live tensors, not copies."""

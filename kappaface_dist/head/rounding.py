@@ -25,7 +25,7 @@ class Rounding:
 
     Attributes:
         row_key, column_key: of the step's random numbers.
-        first_class: of the shard.
+        first_class: of the shard; its first row, where a class has several.
     """
 
     row_key: int

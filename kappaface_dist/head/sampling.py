@@ -73,9 +73,14 @@ def choose_rows(
     """The rows of a step, and where each image's class is among them (−1: not here).
 
     All rows, where the rate and the batch leave hardly any out; otherwise as in `sample_rows`.
+    Classes are drawn: of several rows a class all come along, and its place is that of the first.
     """
-    rows = centres.rows()
-    if sample_size(len(rows), sample_rate, len(owned_G)) == len(rows):
-        return rows, torch.where(owned_G, local_id_G, -1)
-    index_S, column_G = sample_rows(local_id_G, owned_G, len(rows), sample_rate, seed)
+    rows, each = centres.rows(), centres.sub_centres
+    num_classes = len(rows) // each
+    if sample_size(num_classes, sample_rate, len(owned_G)) == num_classes:
+        return rows, torch.where(owned_G, local_id_G * each, -1)
+    index_S, column_G = sample_rows(local_id_G, owned_G, num_classes, sample_rate, seed)
+    if each > 1:
+        index_S = (index_S[:, None] * each + torch.arange(each, device=index_S.device)).flatten()
+        column_G = torch.where(owned_G, column_G * each, -1)
     return centres.rows(index_S), column_G

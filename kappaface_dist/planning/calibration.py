@@ -158,6 +158,7 @@ def head_rates(
     def cost(side: StreamingSide, seconds: list[float], num_images: int) -> np.ndarray:
         rows = -(-side.head.num_classes // num_ranks)
         rows = sample_size(rows, config.head.largest_sample_rate, num_images)
+        rows *= config.head.sub_centres
         return np.array(
             [statistics.median(seconds), *head_work(config, num_images, rows, device.type)]
         )

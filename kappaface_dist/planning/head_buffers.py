@@ -3,8 +3,8 @@
 Counted on heads of a few chunks, of fake tensors where they are a GPU's, otherwise smaller in
 images, embedding size and chunk by the same factor s, with which all of them shrink as s². Call
 these functions inside `pretend_group.pretend_ranks`.
-Shapes: G images of a micro-batch on all ranks, D embedding size, K classes of this shard, S those
-of them in use.
+Shapes: G images of a micro-batch on all ranks, D embedding size, K classes of this shard, S rows of
+those in use.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from kappaface_dist.config.datasets import datasets, weights
 from kappaface_dist.config.keys import Config
 from kappaface_dist.head import Heads, PartialFC
 from kappaface_dist.head.sampling import sample_rows, sample_size
-from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows
+from kappaface_dist.head.softmax.settings import default_chunk_bytes, fitting_rows, whole_classes
 from kappaface_dist.planning.job_size import JobSize, jobs_of
 from kappaface_dist.planning.made_up_job import made_up_head
 from kappaface_dist.planning.memory_meter import MemoryMeter, num_bytes
@@ -40,7 +40,8 @@ def step_images(config: Config, size: JobSize) -> int:
 def used_rows(config: Config, size: JobSize) -> int:
     """S of one head."""
     rate = config.head.largest_sample_rate
-    return sample_size(size.classes_per_rank, rate, step_images(config, size))
+    classes = sample_size(size.classes_per_rank, rate, step_images(config, size))
+    return classes * config.head.sub_centres
 
 
 def buffers_and_samples(config: Config, size: JobSize, device_type: str) -> int:
@@ -48,7 +49,7 @@ def buffers_and_samples(config: Config, size: JobSize, device_type: str) -> int:
     drawn, most = 0, 0
     for own, own_size in jobs_of(config, size):
         rows, used = own_size.classes_per_rank, used_rows(own, own_size)
-        if used < rows:
+        if used < rows * own.head.sub_centres:
             # Drawing takes vectors of K numbers for a short while, beside the gathered embeddings.
             drawing = int(sampling_bytes_per_class(own.head.largest_sample_rate) * rows)
             drawing += 8 * micro_batch_images(config, size) * config.backbone.embedding_size
@@ -75,6 +76,7 @@ def cache_bytes(config: Config, num_images: int, rows: int, device_type: str) ->
     whole = 2 * num_images * rows
     size = config.backbone.embedding_size
     chunk_rows = fitting_rows(default_chunk_bytes(device_type), num_images, size)
+    chunk_rows = whole_classes(chunk_rows, config.head.sub_centres)
     kept, rest = divmod(min(config.head.logit_cache_bytes, passes * whole), max(whole, 1))
     chunk = 2 * num_images * chunk_rows
     return kept * whole + rest // chunk * chunk
@@ -134,15 +136,15 @@ def _heads_peak(
 def _small_head(
     config: Config, size: JobSize, device: torch.device, factor: int, device_type: str
 ) -> PartialFC:
-    rows = used_rows(config, size)
+    rows, each = used_rows(config, size), config.head.sub_centres
     num_images, embedding_size = micro_batch_images(config, size), config.backbone.embedding_size
     chunk = min(fitting_rows(default_chunk_bytes(device_type), num_images, embedding_size), rows)
-    chunk = max(chunk // factor, 1)
-    few = min(3 * chunk, max(rows // factor, 1))
-    sampled = rows < size.classes_per_rank
+    chunk = whole_classes(max(chunk // factor, 1), each)
+    few = min(3 * chunk, whole_classes(max(rows // factor, 1), each))
+    sampled = rows < size.classes_per_rank * each
     # Where the job samples, so does this head: gathered rows are copies.
     shard = 4 * few if sampled else few
-    rate = max(few - step_images(config, size) // factor, 1) / shard if sampled else 1.0
+    rate = max(few - each * (step_images(config, size) // factor), each) / shard if sampled else 1.0
     passes = 1 if config.optimizer.cache_embeddings else config.optimizer.accumulate
     # Of three chunks as many are kept as of all, or one where it is some.
     kept = cache_bytes(config, num_images, rows, device_type)
@@ -154,7 +156,7 @@ def _small_head(
         head=dataclasses.replace(config.head, sample_rate=rate, logit_cache_bytes=cache),
     )
     small = without_kernels(small) if device == CPU else small
-    head = made_up_head(small, shard * size.num_ranks, device)
+    head = made_up_head(small, shard // each * size.num_ranks, device)
     head.take_chunks_of(chunk)
     return head
 

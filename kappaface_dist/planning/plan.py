@@ -172,6 +172,8 @@ def remedies(config: Config, size: JobSize, device: Device) -> list[tuple[str, i
             candidates[text] = changed("head", centre_dtype="bf16", momentum_dtype=dtype)
     else:
         candidates["optimizer.name=sgd"] = changed("optimizer", name="sgd")
+    if config.head.sub_centres > 1:
+        candidates["head.sub_centres=1"] = changed("head", sub_centres=1)
     if config.head.logit_cache_bytes:
         candidates["head.logit_cache_bytes=0"] = changed("head", logit_cache_bytes=0)
     if config.margin.get("name") == "kappaface" and not several:

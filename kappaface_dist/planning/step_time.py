@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from kappaface_dist.backbones.counting import Cost
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
-from kappaface_dist.head.sampling import sample_size
 from kappaface_dist.planning.collectives import PlannedCall
-from kappaface_dist.planning.head_buffers import micro_batch_images, step_images
+from kappaface_dist.planning.head_buffers import micro_batch_images, used_rows
 from kappaface_dist.planning.job_size import JobSize, jobs_of
 
 GIGA, TERA = 1e9, 1e12
@@ -31,12 +30,13 @@ RANKS_PER_NODE = 8
 # Bytes of memory traffic for each logit: of the first pass, of one that is kept, of the second pass
 # where it is not. Fused kernels: fp32 written by the product, read, Q written in bf16, read by the
 # next product. Plain: fp32 written; scaled, exponentiated, scaled again in place; summed; read.
-# Tiles: none.
+# Tiles: none. Of several centres a class the nearest is found by 80 more (`sub_centres.py`).
 # A CPU's chunk stays in a core's cache, but for what is kept in bf16 and read again.
 LOGIT_BYTES = {
     "fused": (12, 2, 12),
     "tiles": (0, 0, 0),
     "plain": (36, 8, 36),
+    "nearest": (116, 8, 116),
     "cpu": (0, 4, 0),
 }
 
@@ -149,9 +149,7 @@ def head_seconds(config: Config, size: JobSize, device: Device) -> float:
 
 def _one_heads_seconds(config: Config, size: JobSize, device: Device) -> float:
     images = micro_batch_images(config, size)
-    rows = sample_size(
-        size.classes_per_rank, config.head.largest_sample_rate, step_images(config, size)
-    )
+    rows = used_rows(config, size)
     flops, num_bytes = head_work(config, images, rows, device.kind)
     half = config.head.dtype == "bf16" and device.kind == "cuda"
     model = PRODUCT_SHARE * (device.half_flops if half else device.flops)
@@ -167,6 +165,7 @@ def head_work(config: Config, num_images: int, rows: int, device_kind: str) -> t
     if device_kind != "cpu":
         kind = "fused" if config.head.fused and config.head.dtype == "bf16" else "plain"
         kind = "tiles" if config.head.fused == "tiles" else kind
+        kind = "nearest" if config.head.sub_centres > 1 else kind
     logits = logit_traffic(num_images, rows, cache_bytes, kind)
     return head_flops(num_images, rows, size, cache_bytes), head_traffic(rows, size) + logits
 

@@ -75,6 +75,8 @@ def datasets_text(numbers: Numbers) -> str:
         if name:
             loss = f" loss {own['loss']:.3f}" if "loss" in own else ""
             rank_1 = f" rank-1 {own['rank_1']:.1%}" if "rank_1" in own else ""
+            if "non_dominant_share" in own:
+                rank_1 += f" at other centres {own['non_dominant_share']:.1%}"
             text += f"  {name}{loss}{rank_1} margin {own['margin_mean']:.3f}"
     return text
 

@@ -58,6 +58,7 @@ def build_head(config: Config, count_C: np.ndarray, device: torch.device) -> Par
         skip_mass=config.head.skip_mass,
         fused=config.head.fused,
         robust=config.head.robust,
+        sub_centres=config.head.sub_centres,
         seed=config.run.seed,
         device=device,
     )

@@ -199,6 +199,8 @@ def log_line(step: int, numbers: dict[str, float], images_left: int) -> str:
         ranks = f"  slowest rank {numbers['slowest_rank']:.0f}"
         ranks += f" ({numbers['slowest_rank_behind']:+.0%})"
     rank_1 = f"  rank-1 {numbers['rank_1']:.1%}" if "rank_1" in numbers else ""
+    if "non_dominant_share" in numbers:
+        rank_1 += f"  at other centres {numbers['non_dominant_share']:.1%}"
     taught = f"  teacher {numbers['distill_loss']:.3f}" if "distill_loss" in numbers else ""
     return (
         f"step {step}  epoch {numbers['epoch']:.2f}  loss {numbers['loss']:.3f}{taught}{rank_1}"

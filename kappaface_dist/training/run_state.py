@@ -11,7 +11,7 @@ from kappaface_dist.checkpoint import tensors as checkpoint
 from kappaface_dist.checkpoint.image_rows import ImageRows, load_image_rows, named_pieces
 from kappaface_dist.checkpoint.optimizer_state import make_optimizer_tensors, optimizer_tensors
 from kappaface_dist.checkpoint.saver import Saver
-from kappaface_dist.checkpoint.transplant import head_prefix, take_over
+from kappaface_dist.checkpoint.transplant import head_prefix, stored_sub_centres, take_over
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.file import to_dict
 from kappaface_dist.head import PartialFC
@@ -105,6 +105,7 @@ def load_state(job: Job) -> RunState:
     folder = _sound_checkpoint(root, job.config.run.resume)
     if folder is not None:
         numbers = parallel.agree(lambda: checkpoint_folder.read_numbers(folder))
+        _check_sub_centres(job, folder)
         check_same_problem(folder, numbers, job.problem, job.config)
         return _load(job, folder)
     heads = heads_by_name(job.head)
@@ -145,6 +146,20 @@ def _sound_checkpoint(root: Path, resume: str) -> Path | None:
                 folder,
                 problems[0],
                 place.name,
+            )
+
+
+def _check_sub_centres(job: Job, folder: Path) -> None:
+    """With another number of centres a class nothing fits, whatever run.accept_changes says."""
+    shapes = parallel.agree(lambda: checkpoint.stored_shapes(folder))
+    wanted = job.config.head.sub_centres
+    for prefix in _prefixed(job):
+        found = stored_sub_centres(shapes, prefix)
+        if found not in (None, wanted):
+            dominant = f", with head.init={folder} for the dominant ones" if wanted == 1 else ""
+            raise ValueError(
+                f"checkpoint {folder} has {found} centres a class, and head.sub_centres is"
+                f" {wanted}: set it to {found}, or start in another run.folder{dominant}"
             )
 
 

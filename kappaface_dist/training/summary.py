@@ -86,6 +86,7 @@ def write_report(
         "images": job.num_images,
         "corrupt_images": sum(parallel.gather_objects(job.loader.num_corrupt)),
         "margin": {name: head[f"margin_{name}"] for name in ("min", "mean", "max")},
+        **{name: share for name, share in head.items() if name.startswith("non_dominant_share")},
         "weights_sha256": weights_digest(job.network),
         "verification": {
             name: described[name].summary() if name in described else result.summary()

@@ -44,6 +44,7 @@ SETTINGS: dict[str, list[str]] = {
     ],
     "a memory": ["margin.source=memory"],
     "trust in labels": ["head.robust=both"],
+    "sub-centres": ["head.sub_centres=3", "head.sample_rate=0.3"],
     "an encoder": ["margin.source=encoder"],
     "two datasets": [
         "data.train={a: {path: x, share: 0.75}, b: {path: x, share: 0.25, margin: {name: arcface}}}"

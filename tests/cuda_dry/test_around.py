@@ -55,14 +55,15 @@ def test_a_window_of_the_statistics_ends_without_a_wait(margin, num_ranks):
 @pytest.mark.parametrize("num_ranks", [1, 8])
 def test_a_log_line_waits_where_the_readme_says(num_ranks):
     with on_ranks(num_ranks) as gpu:
-        learner = learner_of(*TINY, "head.skip_mass=0.01")
+        learner = learner_of(*TINY, "head.skip_mass=0.01", "head.sub_centres=2")
         learner.head.rank_one.start()
         train_step(learner, batches_of(learner), 0.1, 0)
         gpu.waits.clear()
         gpu.value = 1.0
         numbers = learner.head.summary()
         assert learner.head.rank_one.take() is not None
-        assert {"margin_mean", "concentration_p50", "skipped_mass"} <= numbers.keys()
+        names = {"margin_mean", "concentration_p50", "skipped_mass", "non_dominant_share"}
+        assert names <= numbers.keys()
         assert set(places(gpu)) <= set(table("a log line"))
         assert places(gpu)["head/margins/psi.py concentration_summary"] == 3
     check_types(gpu.collectives)

@@ -24,7 +24,7 @@ CASES = {
     for name in (
         *("as it is", "fp32", "adamw", "bf16 centres", "sampled", "cached embeddings"),
         *("checkpointing", "skip_mass", "target cosines", "a memory", "an encoder"),
-        *("short windows", "two datasets", "two datasets, one sampled"),
+        *("short windows", "sub-centres", "two datasets", "two datasets, one sampled"),
     )
 } | {
     "accumulated, some cached": ["optimizer.accumulate=3", "head.logit_cache_bytes=8000000"],

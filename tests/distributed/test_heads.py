@@ -225,6 +225,30 @@ def test_the_statistics_of_each_head_are_those_of_its_own_images(source):
             np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+def beside(same_people):
+    """Losses and embedding gradients of each head; the first's people are in the last one too."""
+    heads = build(MARGINS, (1.0, 1.0, 1.0), dtype=torch.float64)
+    first, _, last = heads.by_name.values()
+    if same_people:
+        last.weight_KD.copy_(first.weight_KD[: len(last.weight_KD)])
+    pairs = [[own_images(x) for x in pair] for pair in images_of(0)]
+    embedding_BD, label_B = (join_images([pair[i] for pair in pairs], heads.counts) for i in (0, 1))
+    embedding_BD.requires_grad_()
+    heads(embedding_BD, label_B).backward()
+    gradients = [part.numpy() for part in split_images(embedding_BD.grad, heads.counts)]
+    heads.step(LR)
+    return [loss.item() for loss in heads.losses], gradients, first.weight_KD.numpy()
+
+
+def test_who_is_in_another_head_is_no_negative():
+    """So there is nothing to be masked: nothing of the first head is another number."""
+    for one, other in zip(*(run_on_ranks(2, beside, same) for same in (False, True)), strict=True):
+        assert one[0][:2] == other[0][:2]
+        assert one[0][2] != other[0][2]
+        for ours, expected in ((one[1][0], other[1][0]), (one[2], other[2])):
+            np.testing.assert_array_equal(ours, expected)
+
+
 def count_collectives(margins, sample_rate):
     """Collectives that reach the backend in one step, seen by torch's profiler."""
     heads = build(margins, (sample_rate,) * 3)

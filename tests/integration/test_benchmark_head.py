@@ -52,11 +52,16 @@ def test_both_sides_are_measured(tmp_path, ranks):
 def test_what_is_skipped_is_reported(tmp_path):
     sizes = ("--classes", "20000", "--batch", "64", "--embedding", "64", "--repeats", "2")
     skip = ("--skip-mass", "0.02", "--near", "--no-dense", "--chunk-bytes", "100000")
+    skip += ("--sub-centres", "2")
     done, report = run_benchmark(tmp_path / "report.json", *sizes, *skip)
     assert done.returncode == 0, done.stderr
     assert 0 < report["streaming"]["skipped_mass"] <= 0.02
     assert report["streaming"]["skipped_tiles"] > 0.1
     assert "skipped_mass" not in report["streaming_full"]
+    several = report["several_centres"]  # of which each takes what one a class takes
+    assert several["state_bytes_per_parameter"] == 16
+    ratio = several["seconds"] / report["streaming"]["seconds"]
+    assert report["time_ratio_of_several_centres"] == ratio
     seconds = [report[side]["seconds"] for side in ("streaming", "streaming_full")]
     assert report["time_ratio_to_full"] == seconds[0] / seconds[1]
     for side in ("streaming", "streaming_full"):

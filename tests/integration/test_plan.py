@@ -79,6 +79,8 @@ def test_every_item_is_as_planned(load, num_ranks, num_classes):
         ["optimizer.accumulate=2", "optimizer.cache_embeddings=true", "margin.name=arcface"],
         ["head.dtype=bf16", "head.momentum_dtype=bf16", "backbone.channels_last=true"],
         ["head.skip_mass=0.01"],
+        ["head.sub_centres=3", "head.logit_cache_bytes=200000", "data.batch_size=16"],
+        ["head.sub_centres=2", "head.sample_rate=0.2", "optimizer.name=adamw"],
         ["head.centre_dtype=bf16", "head.momentum_dtype=none", "head.sample_rate=0.2"],
         # Collectives of their own: scalars at a window's end, target cosines and peaks, norms.
         ["margin.refresh_steps=1", "margin.standardise=robust", "optimizer.accumulate=2"],

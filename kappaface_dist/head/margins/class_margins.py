@@ -11,6 +11,7 @@ import torch
 
 from kappaface_dist.head.margins import KappaFace, Margin, MarginState
 from kappaface_dist.head.margins.base import Marks
+from kappaface_dist.head.margins.chosen_centres import ChosenCentres
 from kappaface_dist.head.margins.concentration import ClassStatistics
 from kappaface_dist.head.margins.image_memory import ImageMemory
 from kappaface_dist.head.margins.image_trust import trust_for
@@ -27,6 +28,7 @@ class ClassMargins:
         statistics: of the classes, where the margin follows them.
         memory: of their images, with `source: memory`.
         trust: of each image's label, where that is asked for.
+        chosen: how many images were at each centre of their class, where it has several.
         num_refreshes: windows that have ended.
     """
 
@@ -39,9 +41,13 @@ class ClassMargins:
         dtype: torch.dtype,
         device: torch.device,
         robust: str = "off",
+        sub_centres: int = 1,
     ):
         self.margin = margin
         self.trust = trust_for(robust, margin, device)
+        self.chosen: ChosenCentres | None = None
+        if sub_centres > 1:
+            self.chosen = ChosenCentres(len(classes), sub_centres, device)
         self.num_refreshes = 0
         self.statistics: ClassStatistics | None = None
         self.memory: ImageMemory | None = None
@@ -177,6 +183,8 @@ class ClassMargins:
         """
         if self.trust is not None:
             self.trust.end_epoch()
+        if self.chosen is not None:
+            self.chosen.end_epoch()
         if self.statistics is None:
             return
         if not self.statistics.margin.refresh_steps:
@@ -203,6 +211,7 @@ class ClassMargins:
             "margin_max": extremes[1].item(),
             **self._concentrations(),
             **({} if self.trust is None else self.trust.summary()),
+            **({} if self.chosen is None else self.chosen.summary()),
         }
 
     def _concentrations(self) -> dict[str, float]:
@@ -234,4 +243,6 @@ class ClassMargins:
     def sharded_state(self) -> dict[str, torch.Tensor]:
         """The live tensors with a row per class of this shard."""
         statistics = {} if self.statistics is None else self.statistics.state()
+        if self.chosen is not None:
+            statistics["chosen"] = self.chosen.count_KA
         return {"margin": self.margin_K} | {f"statistics.{k}": t for k, t in statistics.items()}

@@ -27,6 +27,7 @@ from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import negative_sums
+from kappaface_dist.head.softmax.sub_centres import nearest_targets
 from kappaface_dist.head.softmax.tiles import takes, tiled_sums
 
 
@@ -63,7 +64,8 @@ def first_pass(
 
     Args:
         rows: the rows of this shard that take part, those of the batch's own classes among them.
-        column_G: where each image's class is among these rows; −1 if it is on another rank.
+        column_G: where each image's class is among these rows (its first, with sub-centres); −1
+            if it is on another rank.
         class_margins: the margin, with the state that the steps before left; its statistics see
             the images.
         seed: of this step, equal on all ranks.
@@ -74,7 +76,12 @@ def first_pass(
     """
     margin, state, learning = class_margins.margin, class_margins.state, cache_bytes is not None
     embedding_GD, norm_G, owned_G = batch.embedding_GD, batch.norm_G, batch.owned_G
-    centre_GD, cosine_G = target_cosines(embedding_GD, rows, batch.local_id_G, owned_G)
+    row_G = batch.local_id_G
+    if (sub_centres := softmax.sub_centres) > 1:
+        nearest_G = nearest_targets(embedding_GD, rows, row_G, sub_centres)
+        row_G = row_G * sub_centres + nearest_G
+        column_G = torch.where(owned_G, column_G + nearest_G, -1)
+    centre_GD, cosine_G = target_cosines(embedding_GD, rows, row_G, owned_G)
     margin_G = torch.zeros_like(cosine_G)
     if len(rows):
         margin_G = class_margins.margin_K.index_select(0, batch.local_id_G).to(margin_G.dtype)
@@ -125,6 +132,8 @@ def first_pass(
         rank_one.count(nearest_G, cosine_G, owned_G)
     if not learning:
         return FirstPass(loss)
+    if class_margins.chosen is not None:
+        class_margins.chosen.add(row_G, owned_G)
     if class_margins.sees_batches:
         class_margins.see(embedding_GD, cosine_G, batch.local_id_G, owned_G, marks)
 

@@ -13,12 +13,12 @@ from kappaface_dist.head.softmax.settings import SMALLEST_EXPONENT, unit_rows
 
 
 def target_cosines(
-    embedding_GD: torch.Tensor, rows: Rows, local_id_G: torch.Tensor, owned_G: torch.Tensor
+    embedding_GD: torch.Tensor, rows: Rows, row_G: torch.Tensor, owned_G: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(ŵ_{y_i} [G, D], e_i·ŵ_{y_i} [G]); both zero where the class is on another rank."""
     if not len(rows):
         return torch.zeros_like(embedding_GD), torch.zeros_like(embedding_GD[:, 0])
-    centre_GD, _ = unit_rows(rows.centres_of(local_id_G))
+    centre_GD, _ = unit_rows(rows.centres_of(row_G))
     centre_GD *= owned_G[:, None]
     return centre_GD, (embedding_GD * centre_GD).sum(dim=1).where(owned_G, 0.0)
 

@@ -13,6 +13,7 @@ No single logit is compared with a threshold: each may be negligible where toget
 Shapes: G images on all ranks, X chunks of rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +69,15 @@ class Skipped:
     def __init__(self) -> None:
         self._sums_4: torch.Tensor | None = None
 
-    def add(self, tiles: Tiles | None) -> None:
-        """Those of a batch; None: it took all."""
-        if tiles is None:
-            return
-        left_out = (~tiles.kept_XG).sum()
-        numbers = torch.stack([left_out, torch.full_like(left_out, tiles.kept_XG.numel())])
-        sums_4 = torch.cat([tiles.mass_2, numbers])
-        self._sums_4 = sums_4 if self._sums_4 is None else self._sums_4 + sums_4
+    def add(self, of_batches: Sequence[Tiles | None]) -> None:
+        """Those of each batch; None: it took all."""
+        for tiles in of_batches:
+            if tiles is None:
+                continue
+            left_out = (~tiles.kept_XG).sum()
+            numbers = torch.stack([left_out, torch.full_like(left_out, tiles.kept_XG.numel())])
+            sums_4 = torch.cat([tiles.mass_2, numbers])
+            self._sums_4 = sums_4 if self._sums_4 is None else self._sums_4 + sums_4
 
     def take(self, device: torch.device) -> dict[str, float]:
         """Shares of mass and tiles over all ranks, and begin anew; empty if none. Collective."""

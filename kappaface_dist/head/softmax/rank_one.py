@@ -11,7 +11,11 @@ from kappaface_dist.parallel import ranks as parallel
 
 
 def nearest_negatives(
-    product_GR: torch.Tensor, inverse_R: torch.Tensor, column_G: torch.Tensor, first: int
+    product_GR: torch.Tensor,
+    inverse_R: torch.Tensor,
+    column_G: torch.Tensor,
+    first: int,
+    sub_centres: int = 1,
 ) -> torch.Tensor:
     """Each image's largest cosine [G] with the centres of other classes in a chunk.
 
@@ -22,8 +26,13 @@ def nearest_negatives(
     """
     cosine_GR = product_GR * inverse_R
     column_G1 = (column_G - first)[:, None]
+    place_R = torch.arange(cosine_GR.shape[1], device=column_G.device)
+    if sub_centres > 1:  # of a class none is another class's
+        column_G1, place_R = (
+            x.div(sub_centres, rounding_mode="floor") for x in (column_G1, place_R)
+        )
     # Compared, not indexed: indexing by a mask would make a GPU wait.
-    is_target_GR = column_G1 == torch.arange(cosine_GR.shape[1], device=column_G.device)
+    is_target_GR = column_G1 == place_R
     return cosine_GR.masked_fill_(is_target_GR, -torch.inf).amax(dim=1)
 
 

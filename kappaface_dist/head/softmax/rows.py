@@ -85,16 +85,20 @@ class Rows:
         """The values of a chunk: itself, or a copy when split or bf16."""
         return join_rows(chunk_RD) if self.split else chunk_RD.to(value_dtype(chunk_RD.dtype))
 
-    def centres_of(self, local_id_G: torch.Tensor) -> torch.Tensor:
+    def centres_of(self, row_G: torch.Tensor) -> torch.Tensor:
         """Raw centres [G, D] of the images' classes, by row of the whole shard."""
-        return self.centres(self.weight_KD.index_select(0, local_id_G))
+        return self.centres(self.weight_KD.index_select(0, row_G))
 
 
 class Centres:
-    """The centres of a shard, in the layout that was asked for last."""
+    """The centres of a shard, in the layout that was asked for last.
 
-    def __init__(self, weight_KD: torch.Tensor, *, split: bool):
-        self.device = weight_KD.device
+    Attributes:
+        sub_centres: rows of each class.
+    """
+
+    def __init__(self, weight_KD: torch.Tensor, split: bool, sub_centres: int):
+        self.device, self.sub_centres = weight_KD.device, sub_centres
         self._weight_KD = weight_KD
         self._wants_split = split
         self._is_split = False

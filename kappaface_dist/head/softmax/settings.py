@@ -47,6 +47,7 @@ class Softmax:
         largest_cosine: bound of all logits in units of s; above 1 if the margin raises negatives.
         skip_mass: share of the negatives' mass that the second pass may leave out, as whole tiles
             (`negligible.py`); 0: none.
+        sub_centres: rows a class, of which an image meets the nearest (`sub_centres.py`).
 
     Raises:
         ValueError: for settings that cannot be meant, in the words of PartialFC's user.
@@ -64,6 +65,7 @@ class Softmax:
     fused: str = "auto"
     largest_cosine: float = 1.0
     skip_mass: float = 0.0
+    sub_centres: int = 1
 
     def __post_init__(self) -> None:
         if self.fused not in FUSED:
@@ -83,6 +85,8 @@ class Softmax:
                 f"head.filter_threshold is {self.filter_threshold}: it is a cosine, above 0 and"
                 " below 1; leave it out to filter nothing"
             )
+        if self.sub_centres < 1:
+            raise ValueError(f"head.sub_centres is {self.sub_centres}: a class has 1 or more")
         if self.logit_cache_bytes < 0:
             raise ValueError(f"head.logit_cache_bytes is {self.logit_cache_bytes}: use 0 or more")
         if not 0.0 <= self.skip_mass < 1.0:
@@ -135,12 +139,13 @@ class Softmax:
         return triton_kernels(device.type) if usable else None
 
     def chunk_rows(self, embedding_GD: torch.Tensor) -> int:
-        """Rows per chunk."""
+        """Rows per chunk, those of whole classes."""
         if self.rows_per_chunk is not None:
-            return self.rows_per_chunk
+            return whole_classes(self.rows_per_chunk, self.sub_centres)
         budget = self.chunk_bytes or default_chunk_bytes(embedding_GD.device.type)
         num_images, embedding_size = embedding_GD.shape
-        return fitting_rows(budget, num_images, embedding_size, embedding_GD.element_size())
+        rows = fitting_rows(budget, num_images, embedding_size, embedding_GD.element_size())
+        return whole_classes(rows, self.sub_centres)
 
 
 def default_chunk_bytes(device_type: str) -> int:
@@ -153,6 +158,11 @@ def fitting_rows(
     """Rows of a chunk whose logits, and whose centres, take at most chunk_bytes; 128 or more."""
     rows = chunk_bytes // (element_size * max(num_images, embedding_size))
     return max(128, rows // 128 * 128)
+
+
+def whole_classes(num_rows: int, sub_centres: int) -> int:
+    """So many rows or a few more: those of whole classes."""
+    return -(-num_rows // sub_centres) * sub_centres
 
 
 def unit_rows(weight_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,13 +34,22 @@ from kappaface_dist.head.softmax.products import multiply
 from kappaface_dist.head.softmax.rank_one import nearest_negatives
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
+from kappaface_dist.head.softmax.sub_centres import keep_nearest
 
 
-def mask_targets(logit_GR: torch.Tensor, column_G: torch.Tensor, first: int) -> None:
-    """logit[i, column_i − first] = −∞ in place, where that column lies in this chunk.
+def mask_targets(
+    logit_GR: torch.Tensor, column_G: torch.Tensor, first: int, sub_centres: int = 1
+) -> None:
+    """logit[i, column_i − first] = −∞ in place, where that column lies in this chunk; with
+    sub-centres all columns of its class.
 
     No boolean indexing: on a GPU that would wait for the device.
     """
+    if sub_centres > 1:
+        start_G = column_G - column_G.remainder(sub_centres)  # −1 stays below 0
+        for number in range(sub_centres):
+            mask_targets(logit_GR, start_G + number, first)
+        return
     outside_G = (column_G < first) | (column_G >= first + logit_GR.shape[1])
     index_G1 = (column_G - first).clamp_(0, logit_GR.shape[1] - 1)[:, None]
     kept_G1 = logit_GR.gather(1, index_G1)
@@ -68,13 +77,15 @@ def exponentiate(
     """
     slope_GR = None
     product_GR.mul_(inverse_R * (softmax.scale * LOG2_E))
+    if softmax.sub_centres > 1:
+        keep_nearest(product_GR, softmax.sub_centres)
     if softmax.filter_threshold is not None:
         limit = softmax.filter_threshold * softmax.scale * LOG2_E
         product_GR.masked_fill_(product_GR > limit, -torch.inf)
     if negatives is not None:
         slope_GR = negatives.transform(product_GR.div_(LOG2_E))
         product_GR.mul_(LOG2_E)
-    mask_targets(product_GR, column_G, first)
+    mask_targets(product_GR, column_G, first, softmax.sub_centres)
     if peak_G is not None:
         if rising:
             torch.maximum(peak_G, product_GR.amax(dim=1), out=peak_G)
@@ -94,7 +105,10 @@ class Chunks:
     def __init__(self, embedding_GD: torch.Tensor, rows: Rows, softmax: Softmax):
         self.rows, self.softmax = rows, softmax
         self.size = min(softmax.chunk_rows(embedding_GD), max(1, len(rows)))
-        self.kernels = softmax.kernels(embedding_GD.device)
+        # The kernel that writes Q has no maximum over sub-centres.
+        self.kernels = None
+        if softmax.sub_centres == 1:
+            self.kernels = softmax.kernels(embedding_GD.device)
         self._product = embedding_GD.new_empty(len(embedding_GD) * self.size)
         self._share = self._product
         if self.kernels is not None:
@@ -208,7 +222,7 @@ def negative_sums(
         keep_GR = cache.place(len(embedding_GD), rows, first, last)
         product_GR, inverse_R = chunks.products(embedding_GD, operand_RD)
         if nearest_G is not None:
-            chunk_G = nearest_negatives(product_GR, inverse_R, column_G, first)
+            chunk_G = nearest_negatives(product_GR, inverse_R, column_G, first, softmax.sub_centres)
             torch.maximum(nearest_G, chunk_G, out=nearest_G)
         before_G = None if peak_G is None else peak_G.clone()
         share_GR, part_G = chunks.shares(

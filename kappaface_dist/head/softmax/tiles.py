@@ -6,6 +6,8 @@ pass, the gradient of some rows over all images in the second. The mathematics a
 Shapes: G images on all ranks, D embedding size, S the rows in use, Y images of all micro-batches.
 """
 
+import logging
+
 import torch
 
 from kappaface_dist.head.softmax.logit_cache import LogitCache
@@ -17,6 +19,7 @@ from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
 from kappaface_dist.head.softmax.streaming import NegativeSums
 from kappaface_dist.head.softmax.tile_sizes import LARGEST_EMBEDDING, TileSizes
 
+logger = logging.getLogger(__name__)
 # Rows whose lengths are computed at a time.
 NORM_ROWS = 1 << 18
 
@@ -43,6 +46,8 @@ def why_not(softmax: Softmax, device: torch.device, embedding_size: int) -> str 
         return f"head.skip_mass is {softmax.skip_mass}, which needs the sums of chunks: set it to 0"
     if softmax.largest_cosine != 1.0:
         return "the margin changes the other classes' logits: set margin.name to another"
+    if softmax.sub_centres > 1:
+        return f"head.sub_centres is {softmax.sub_centres}: set it to 1"
     if softmax.needs_peaks:
         return (
             f"margin.scale is {softmax.scale}, which takes a shift for each image: set it to 72 or"
@@ -66,6 +71,12 @@ def check_kernels(
         ValueError: tiles are asked for, and cannot run.
     """
     warn_of_slow_products(softmax.dtype, device.type)
+    if softmax.sub_centres > 1 and softmax.fused != "tiles" and softmax.kernels(device) is not None:
+        logger.info(
+            "head.sub_centres is %d: the nearest of several centres is found without Triton's"
+            " kernels, which update the centres alone",
+            softmax.sub_centres,
+        )
     if softmax.fused != "tiles":
         return
     reason = why_not(softmax, device, embedding_size)

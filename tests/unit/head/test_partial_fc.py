@@ -47,8 +47,9 @@ def take_steps(margin, **settings):
         {"filter_threshold": 0.4},
         {"optimizer": SGDRows(momentum_dtype=torch.bfloat16)},
         {"optimizer": AdamWRows()},
+        {"sub_centres": 3},
     ],
-    ids=["plain", "bf16", "cache", "filter", "bf16 momentum", "adamw"],
+    ids=["plain", "bf16", "cache", "filter", "bf16 momentum", "adamw", "sub-centres"],
 )
 def test_a_step_looks_at_no_value(margin, settings):
     take_steps(margin, **settings)
