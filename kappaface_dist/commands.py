@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,21 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def end_with_parent() -> None:
+    """Called by a process that `multiprocessing` has started: end when who started it has ended.
+
+    However that happened: a pool's workers would finish what they have, and then wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "nobody has started this process"
+
+    def end() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, name="end_with_parent", daemon=True).start()
 
 
 def write_json(target: str | None, report: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ import torch
 
 from kappaface_dist.counter_random import bits32, keys32, mix64
 
-# Rounded at a time, so that the random bits stay in a processor's cache.
-ROUNDED_ROWS = 256
+# Rounded at a time: fewer rows cost a processor more calls, more take more memory beside them.
+ROUNDED_ROWS = 1024
 ROW, COLUMN = 1, 2
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kappaface_dist.commands import deaf_to_interrupts
+from kappaface_dist.commands import deaf_to_interrupts, end_with_parent
 from kappaface_dist.data.images import encode_jpeg
 from kappaface_dist.data.sources.recordio_writer import MAX_LABEL, RecordWriter
 from kappaface_dist.evaluation.sets.pair_file import write_pairs
@@ -84,7 +84,7 @@ def render_all(photos: Sequence[PhotoNumber], processes: int) -> Iterator[bytes]
     # Fresh processes: a fork of one that runs threads (torch, a progress bar) may hang. And where
     # one is killed the executor raises, while multiprocessing.Pool waits for ever.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent)
     try:
         with deaf_to_interrupts():
             drawn = pool.map(face_jpeg, photos, chunksize=32)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kappaface_dist.commands import deaf_to_interrupts
+from kappaface_dist.commands import deaf_to_interrupts, end_with_parent
 from kappaface_dist.config.keys import Head
 from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
 from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
@@ -62,9 +62,7 @@ def run_experiment(
     num_trained = 0
     # Fresh processes: a fork of one that has run torch's threads may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    )
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker)
     try:
         pending: dict[Future[str], int | None] = {}
         with deaf_to_interrupts():  # to submit may start a process
@@ -92,6 +90,11 @@ def run_experiment(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def _controls(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kappaface_dist.checkpoint.folder import complete_checkpoints
+from kappaface_dist.commands import end_with_parent
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.loading.loader import build_loader
@@ -195,6 +196,7 @@ def check_resuming(machine: Machine) -> Found:
 
 def train_slowly(config: Config, device: torch.device) -> None:
     """`train`, with enough time after each checkpoint to be killed."""
+    end_with_parent()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # a new process begins on the first
     with repeatable():

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kappaface_dist.commands import end_with_parent
 from kappaface_dist.data.images import FORMATS
 from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.sources.catalog import Catalog, open_catalog
@@ -176,6 +177,7 @@ def take_turns(
 
 def _turn(name: str, task: Task, seconds: float, cores: int, results: Any) -> None:
     """Time one contestant, in a process of its own, and end it."""
+    end_with_parent()
     try:
         results.put(time_contestant(name, task, seconds, cores))
     except Exception as error:  # noqa: BLE001 - DALI's reader fails on many a record: that is said

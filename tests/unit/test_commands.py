@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,3 +137,43 @@ def test_torchrun_ends_with_our_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
     with pytest.raises(SystemExit, match="error: plain"):
         commands.run(lambda: (_ for _ in ()).throw(ValueError("plain")))
+
+
+def test_workers_end_with_the_program_that_was_killed(tmp_path):
+    """Else those of a killed program compute on for minutes, and then wait for ever."""
+    program = subprocess.Popen(
+        [sys.executable, ROOT / "tools/make_faces.py", tmp_path / "faces", "--processes", "2"],
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        workers = wait_for(lambda: workers_of(program.pid), "workers")
+    finally:
+        program.kill()
+        program.wait()
+    wait_for(lambda: not any(map(is_alive, workers)), f"the end of {workers}")
+
+
+def wait_for(look, what):
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def workers_of(pid):
+    """Its children that multiprocessing started, once they are at work in numbers."""
+    tasks = (Path("/proc") / str(pid) / "task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    forks = [
+        c for c in children if b"spawn_main" in (Path("/proc") / str(c) / "cmdline").read_bytes()
+    ]
+    return forks if len(forks) == 2 else []
+
+
+def is_alive(pid):
+    try:
+        return "\nState:\tZ" not in (Path("/proc") / str(pid) / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

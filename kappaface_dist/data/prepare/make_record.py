@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from kappaface_dist.commands import deaf_to_interrupts
+from kappaface_dist.commands import deaf_to_interrupts, end_with_parent
 from kappaface_dist.data.images import decode_image, encode_jpeg
 from kappaface_dist.data.jpeg_header import JPEG_START, JpegHeader, read_jpeg_header
 from kappaface_dist.data.sources.base import list_dataset, printable
@@ -190,7 +190,7 @@ def _run(parts: list[_Part], processes: int) -> Iterator[int]:
     # Fresh processes: a fork of one that runs threads may hang.
     context = multiprocessing.get_context("spawn")
     with deaf_to_interrupts():
-        pool = context.Pool(min(processes, len(parts)))
+        pool = context.Pool(min(processes, len(parts)), end_with_parent)
     with pool:
         for num in pool.imap_unordered(_make_part, parts):
             num_done += num
