@@ -7,8 +7,13 @@ import subprocess
 from pathlib import Path
 
 
-def resources(kernel, types, constants, capability, folder, num_warps=4):
-    """Bytes and registers by name: REG a thread, SHARED, and STACK and LOCAL, where spills go."""
+def resources(kernel, types, constants, capability, folder, num_warps=4, multiples=()):
+    """What a kernel takes, by name.
+
+    multiples: the whole numbers that are multiples of 16, which the compiler makes use of.
+    REG: registers of a thread; STACK, LOCAL: its bytes in memory, where registers are spilt to;
+    SHARED: bytes of a block; TENSOR: columns of tensor memory, where a GPU has one.
+    """
     triton = importlib.import_module("triton")
     compiler = importlib.import_module("triton.compiler")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)
@@ -18,6 +23,7 @@ def resources(kernel, types, constants, capability, folder, num_warps=4):
         constexprs = {(names.index(name),): value for name, value in constants.items()}
         # As the launcher finds them: torch's memory begins at multiples of 16 bytes.
         aligned = [name for name in names if str(types.get(name, "")).startswith("*")]
+        aligned += [name for name in multiples if name in names]
         attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
         source = compiler.ASTSource(kernel, signature, constexprs, attributes)
     else:  # Triton before 3.3, of torch 2.6
@@ -29,4 +35,5 @@ def resources(kernel, types, constants, capability, folder, num_warps=4):
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     counts = {name: int(count) for name, count in re.findall(r"([A-Z]+):(\d+)", usage)}
     # Shared memory that is asked for at the launch is not in the machine code.
-    return {**counts, "SHARED": max(counts["SHARED"], built.metadata.shared)}
+    shared = max(counts["SHARED"], built.metadata.shared)
+    return {**counts, "SHARED": shared, "TENSOR": getattr(built.metadata, "tmem_size", 0)}

@@ -200,9 +200,10 @@ def _build_trunk(make: Callable[[], nn.Module], image_size: int) -> tuple[nn.Mod
         with unset_fake_temporarily() as fake, torch.device("meta"):
             sketch = make()
             num_features, unused = _try_out(sketch.train(), image_size)
-        return make() if fake is None else _with_empty_tensors(sketch), num_features, unused
+        trunk = make() if fake is None else sketch
     except Exception as error:  # of any kind, by network: its own checks and its arithmetic
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    return trunk if fake is None else _with_empty_tensors(trunk), num_features, unused
 
 
 def _with_empty_tensors(sketch: nn.Module) -> nn.Module:

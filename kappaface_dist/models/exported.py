@@ -65,10 +65,10 @@ def read_onnx(
     runtime = import_runtime()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file, expected an exported backbone.onnx")
+    chosen = ["CPUExecutionProvider"] if on_cpu else runtime.get_available_providers()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = num_threads
     try:
-        chosen = ["CPUExecutionProvider"] if on_cpu else runtime.get_available_providers()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = num_threads
         session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # onnxruntime's own errors derive from nothing narrower
         raise ValueError(f"{path} is not a readable ONNX model: {error}") from error

@@ -7,6 +7,7 @@ import gc
 import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,7 @@ def network_speed(machine: Machine) -> Found:
     found: dict[str, float] = {}
     left_out: list[str] = []
     failed: list[str] = []
+    tracebacks: dict[str, str] = {}
     seconds: dict[str, float] = {}  # of a network's last compilation
     for name, mode, how in runs:
         run = f"{name} {mode}"
@@ -113,7 +115,9 @@ def network_speed(machine: Machine) -> Found:
         except torch.OutOfMemoryError:
             left_out.append(f"{run} (does not fit)")
         except Exception as error:  # noqa: BLE001 - the other runs are wanted all the same
-            failed.append(f"{run}: {error}")
+            failed.append(f"{run}: {str(error) or type(error).__name__}")
+            # In words: the error itself would keep what its functions had on the GPU.
+            tracebacks[run] = traceback.format_exc()
         forget(machine.device)
         if how:
             seconds[name] = time.monotonic() - started
@@ -122,7 +126,7 @@ def network_speed(machine: Machine) -> Found:
         words += f"; left out: {', '.join(left_out)}"
     figures = {"images_per_second": found, "left_out": left_out}
     if failed:
-        raise Failed("; ".join([*failed, words]), figures)
+        raise Failed("; ".join([*failed, words]), {**figures, "tracebacks": tracebacks})
     return words, figures
 
 

@@ -146,6 +146,9 @@ def test_a_network_that_fails_or_does_not_fit_hides_no_other(monkeypatch, tmp_pa
     assert words.startswith("r50 compiled: no compiler; images per second: r50 eager 100,")
     assert figures["left_out"] == ["r100 eager (does not fit)"]
     assert list(figures["images_per_second"].values()) == [100.0, 120.0, 60.0, 70.0]
+    (where,) = figures["tracebacks"].values()
+    assert where.endswith("ValueError: no compiler\n")
+    assert "in images_per_second" in where
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,9 @@ def _sum_tiles(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    image = tl.program_id(0) * BLOCK_G + tl.arange(0, BLOCK_G)
+    image_of_tile = tl.arange(0, BLOCK_G)
+    first_image = tl.program_id(0) * BLOCK_G
+    image = first_image + image_of_tile
     part = tl.program_id(1)
     dimension = tl.arange(0, BLOCK_D)
     # Beyond the last image or row is the last one again, whose numbers are not used: to know which
@@ -133,13 +135,14 @@ def _sum_tiles(
             nearest = tl.maximum(nearest, part_nearest)
         u = add_product(u, share, weight)
     is_image = image < num_images
-    place = part.to(tl.int64) * num_images + image
-    tl.store(part_sum_ptr + place, total, mask=is_image)
+    # One address of 64 bits, and distances of 32 from it, which take fewer registers.
+    first_place = part.to(tl.int64) * num_images + first_image
+    tl.store(part_sum_ptr + first_place + image_of_tile, total, mask=is_image)
     if NEAREST:
-        tl.store(part_nearest_ptr + place, nearest, mask=is_image)
-    u_place = place[:, None] * SIZE + dimension[None, :]
+        tl.store(part_nearest_ptr + first_place + image_of_tile, nearest, mask=is_image)
+    u_place = image_of_tile[:, None] * SIZE + dimension[None, :]
     in_image = is_image[:, None] & (dimension < SIZE)[None, :]
-    tl.store(part_u_ptr + u_place, u, mask=in_image)
+    tl.store(part_u_ptr + first_place * SIZE + u_place, u, mask=in_image)
 
 
 def num_parts(num_blocks: int, at_a_time: int) -> int:
@@ -210,13 +213,8 @@ def sum_tiles(
         FILTER=limit is not None,
         NEAREST=find_nearest,
         SAMPLED=index_S is not None,
-        SPLIT_WARPS=sizes.split_warps,
-        SIZE=size,
         STRIDE=weight_KX.stride(0),
-        STAGES=sizes.stages,
-        BLOCK_G=sizes.images,
-        BLOCK_R=sizes.rows,
-        BLOCK_D=max(16, triton.next_power_of_2(size)),
+        **sizes.constants(size),
         num_warps=sizes.warps,
     )
     nearest_G = nearest_PG.amax(dim=0) if find_nearest else None

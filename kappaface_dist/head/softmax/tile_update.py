@@ -13,21 +13,9 @@ import triton.language as tl
 
 from kappaface_dist.head.softmax.tile_rows import update_part
 from kappaface_dist.head.softmax.tile_sizes import TileSizes, num_programs, sizes_of
-from kappaface_dist.head.softmax.tile_sums import add_product, load_rows, multiply
+from kappaface_dist.head.softmax.tile_sums import load_rows
+from kappaface_dist.head.softmax.tile_walk import CAN_KEEP_IN_LOOP, add_images
 from kappaface_dist.head.softmax.update_kernel import int32_key
-
-
-@triton.jit
-def _weighted(
-    weight, embedding, scale, row, column, image_weight, shift, limit, FILTER: tl.constexpr
-):
-    """The exponentials of a tile in bf16, each image's multiplied with its weight."""
-    logit = multiply(weight, tl.trans(embedding)) * scale[:, None]
-    used = column[None, :] != row[:, None]
-    if FILTER:
-        used = used & (logit <= limit)
-    value = tl.where(used, tl.exp2(logit - shift), 0.0) * image_weight[None, :]
-    return value.to(weight.dtype)
 
 
 # A specialised number could be folded away, and with it the branch that asks for it.
@@ -69,13 +57,13 @@ def _update_tiles(
     SIZE: tl.constexpr,
     STRIDE: tl.constexpr,
     STAGES: tl.constexpr,
+    HOIST: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr,
 ):
     dimension = tl.arange(0, BLOCK_D)
-    image_of_tile = tl.arange(0, BLOCK_G)
     scratch_ptr += tl.program_id(0) * BLOCK_R * SIZE
     for tile in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK_R), tl.num_programs(0)):
         # Nought, but not known to be: addresses that seem new with each tile are not kept in
@@ -91,26 +79,26 @@ def _update_tiles(
         weight = load_rows(operand_ptr + nought + operand_place, dimension, SIZE, BLOCK_D)
         inverse = tl.load(inverse_ptr + nought + loaded_row)
         scale = inverse * factor
-        h = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-        for first in tl.range(0, num_images, BLOCK_G, num_stages=STAGES):
-            image = first + image_of_tile
-            is_image = image < num_images
-            loaded_image = tl.minimum(image, num_images - 1)
-            image_place = loaded_image.to(tl.int64)[:, None] * SIZE + dimension[None, :]
-            embedding = load_rows(embedding_ptr + nought + image_place, dimension, SIZE, BLOCK_D)
-            column = tl.load(column_ptr + nought + loaded_image)
-            image_weight = tl.load(image_weight_ptr + nought + image, mask=is_image, other=0.0)
-            share = tl.zeros([BLOCK_R, BLOCK_G], weight.dtype)
-            if SPLIT_WARPS:  # as in tile_sums.py
-                if always > 0:
-                    share = _weighted(
-                        weight, embedding, scale, row, column, image_weight, shift, limit, FILTER
-                    )
-            else:
-                share = _weighted(
-                    weight, embedding, scale, row, column, image_weight, shift, limit, FILTER
-                )
-            h = add_product(h, share, embedding)
+        h = add_images(
+            weight,
+            scale,
+            row,
+            embedding_ptr + nought,
+            column_ptr + nought,
+            image_weight_ptr + nought,
+            num_images,
+            shift,
+            limit,
+            always,
+            FILTER,
+            SPLIT_WARPS,
+            SIZE,
+            STAGES,
+            HOIST,
+            BLOCK_G,
+            BLOCK_R,
+            BLOCK_D,
+        )
         # Through memory, since the update needs registers for more than h: a part of the rows at a
         # time. The memory is this program's own and stays in the cache.
         row_of_tile = tl.arange(0, BLOCK_R)
@@ -190,10 +178,9 @@ def update_tiles(
     num_images, size = embedding_YD.shape
     num_rows = len(inverse_S)
     sizes = sizes or sizes_of("update", weight_KD.device)
+    constants = sizes.update_constants(size)
+    constants["HOIST"] |= not CAN_KEEP_IN_LOOP
     programs = min(num_programs(weight_KD.device), triton.cdiv(num_rows, sizes.rows))
-    block_D = max(16, triton.next_power_of_2(size))
-    # 32 values of each of an update's tensors a thread: h is no longer in registers.
-    block_U = min(sizes.rows, max(1, 32 * 32 * sizes.warps // block_D))
     operand_KX = weight_KD.view(torch.bfloat16)
     _update_tiles[(programs,)](
         operand_KX,
@@ -224,17 +211,11 @@ def update_tiles(
         SEARCH_STEPS=len(target_row_X).bit_length(),
         FILTER=limit is not None,
         SAMPLED=index_S is not None,
-        SPLIT_WARPS=sizes.split_warps,
         SPLIT=split,
         ROUNDED=weight_KD.dtype == torch.bfloat16,
         MOMENTUM=momentum_KD is not None,
         SKIPPABLE=skip is not None,
-        SIZE=size,
         STRIDE=operand_KX.shape[1],
-        STAGES=sizes.stages,
-        BLOCK_G=sizes.images,
-        BLOCK_R=sizes.rows,
-        BLOCK_D=block_D,
-        BLOCK_U=block_U,
+        **constants,
         num_warps=sizes.warps,
     )
