@@ -1,13 +1,15 @@
 """Which labels of a dataset are probably wrong, by the embeddings of its images.
 
-Three kinds of fault, each judged by a number that is low where something is wrong, and by two kinds
-of numbers (`mixture.py`); where there is only one kind, or the low one is not where a fault would
-be, nothing is found:
+Two kinds of fault are judged by a number that is low where something is wrong, and by two kinds of
+numbers (`mixture.py`); where there is only one kind, or the low one is not where a fault would be,
+nothing is found:
 
 - an image sits in another class: the cosine with the mean of the other images of its class, less
   that with the nearest other class's;
-- a class is two people: its images in two parts, as far apart as can be; the cosine of their means;
-- two classes are one person: the cosine of a class's mean with the nearest other class's, negated.
+- a class is two people: its images in two parts, as far apart as can be; the cosine of their means.
+
+That two classes are one person is claimed as `overlap/claims.py` does: where their means are nearer
+than strangers come.
 
 Shapes: I images, C classes, D embedding size.
 """
@@ -17,10 +19,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from kappaface_dist.evaluation.one_to_many.nearest import nearest_entries
 from kappaface_dist.evaluation.one_to_many.search import search
+from kappaface_dist.evaluation.overlap.claims import FEWEST, NUM_NEAREST, Strangers, claim
 from kappaface_dist.mixture import fit_mixture
 
 PROBABLE = 0.5
+FALSE_SHARE = 0.05  # the largest expected one among the pairs of classes that are one person
 # A part of a class that is another person has so many images, and so large a share of them.
 SMALLEST_PART, SMALLEST_SHARE = 2, 0.2
 NUM_SPLITS = 10  # steps of the division into two parts, which ends much earlier
@@ -76,31 +81,43 @@ def find_label_noise(
     notes += [f"{small} classes have too few images to be two people's"] * bool(small)
     mean_CD, has_C = _means(embedding_ID, label_I, clean_I)
     present_C = np.flatnonzero(has_C)
-    pair_X2, close_X = _nearest_pairs(mean_CD[present_C].astype(np.float32), present_C, device)
+    unit_PD = mean_CD[present_C].astype(np.float32)
+    one, close_P = _one_person(unit_PD, present_C, device)
+    few = len(present_C) <= FEWEST
+    notes += [f"{len(present_C)} classes are too few to tell which two are one person"] * few
     # Between what is usual for the parts of a person and for two people who look alike.
     parts_C = apart_C[np.isfinite(apart_C)]
-    middle = (np.median(parts_C) + np.median(close_X)) / 2 if len(parts_C) and len(close_X) else 0.0
+    middle = (np.median(parts_C) + np.median(close_P)) / 2 if len(parts_C) and len(close_P) else 0.0
     two_C = _low_probability(apart_C, below=middle)
-    probability_X = _low_probability(-close_X, below=-middle)
-    one = [
-        (int(pair_X2[x, 0]), int(pair_X2[x, 1]), float(probability_X[x]))
-        for x in np.argsort(-probability_X, kind="stable")
-        if probability_X[x] >= PROBABLE
-    ]
     return LabelNoise(wrong_I, own_I, other_I, nearest_I, two_C, second_I, one, notes)
 
 
-def _nearest_pairs(
+def _one_person(
     unit_PD: np.ndarray, class_P: np.ndarray, device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray]:
-    """(each class with its nearest [X, 2], the cosines of their means [X]), a pair once."""
+) -> tuple[list[tuple[int, int, float]], np.ndarray]:
+    """(pairs of classes that are one person, the surest first; each class's cosine with its nearest
+    other one).
+
+    A pair's probability is 1 less the expected share of false ones among it and those surer.
+    """
     if len(class_P) < 2:
-        return np.zeros((0, 2), dtype=np.int64), np.zeros(0)
-    found = search(unit_PD, class_P, unit_PD, class_P, device=device)
-    pair_P2 = np.sort(np.stack([class_P, class_P[found.other_at_Q]], axis=1), axis=1)
-    # Two that are each other's nearest are one pair, not two that happen to be alike.
-    pair_X2, first_X = np.unique(pair_P2, axis=0, return_index=True)
-    return pair_X2, found.other_Q[first_X].astype(np.float64)
+        return [], np.zeros(0)
+    num_nearest = min(NUM_NEAREST, len(class_P) - 1)
+    score_PK, at_PK = nearest_entries(unit_PD, unit_PD, num_nearest, not_itself=True, device=device)
+    if len(class_P) <= FEWEST:
+        return [], score_PK[:, 0].astype(np.float64)
+    strangers = Strangers(score_PK)
+    chance_P = np.sort(strangers.chances(score_PK[:, 0]))
+    share_P = chance_P * len(chance_P) / np.arange(1, len(chance_P) + 1)
+    share_P = np.minimum.accumulate(share_P[::-1])[::-1]
+    claims = claim(score_PK, at_PK, strangers, FALSE_SHARE)
+    found: dict[tuple[int, int], float] = {}
+    for query, entry, chance in zip(claims.query_X, claims.entry_X, claims.chance_X, strict=True):
+        first, second = sorted((int(class_P[query]), int(class_P[entry])))
+        place = min(int(np.searchsorted(chance_P, chance, side="right")), len(chance_P)) - 1
+        found.setdefault((first, second), 1 - float(share_P[max(place, 0)]))
+    one = [(*pair, probability) for pair, probability in found.items()]
+    return one, score_PK[:, 0].astype(np.float64)
 
 
 def _low_probability(score_X: np.ndarray, below: float = np.inf) -> np.ndarray:

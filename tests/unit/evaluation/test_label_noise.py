@@ -85,3 +85,19 @@ def test_what_cannot_be_judged_is_said():
     ]
     # One class alone has no other to sit in.
     assert np.isnan(find_label_noise(embedding[:5], label[:5]).wrong_I).all()
+
+
+def test_people_who_look_alike_are_not_joined():
+    """Half of them resemble one face: two kinds of nearest cosines, and none of one person."""
+    rng = np.random.default_rng(7)
+    centre = rng.normal(size=(PEOPLE, SIZE)) @ rng.normal(size=(SIZE, SIZE)) / np.sqrt(SIZE)
+    centre /= np.linalg.norm(centre, axis=1, keepdims=True)
+    alike = rng.random(PEOPLE) < 0.5
+    centre[alike] += centre[0]
+    centre /= np.linalg.norm(centre, axis=1, keepdims=True)
+    person = np.repeat(np.arange(PEOPLE), PHOTOS)
+    embedding = centre[person] + rng.normal(scale=SPREAD, size=(len(person), SIZE))
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    wrong = rng.random(len(person)) < 0.3
+    label = np.where(wrong, rng.integers(0, PEOPLE, len(person)), person)
+    assert find_label_noise(embedding.astype(np.float32), label).one == []
