@@ -30,8 +30,11 @@ class Mixture:
 
     def low_probability(self, score_X: np.ndarray) -> np.ndarray:
         """That each number is of the low kind; it never rises with the number."""
-        log_2X = _log_densities(score_X, self.share, self.mean, self.std)
-        return 1.0 / (1.0 + np.exp(np.clip(log_2X[1] - log_2X[0], -700.0, 700.0)))
+        low, high = self.mean
+        # Of two densities of one width the log of the ratio is a line, endless numbers included.
+        log_odds_X = (high - low) / self.std**2 * (score_X - (low + high) / 2)
+        log_odds_X += np.log(self.share[1] / self.share[0])
+        return 1.0 / (1.0 + np.exp(np.clip(log_odds_X, -700.0, 700.0)))
 
 
 def fit_mixture(score_X: np.ndarray) -> Mixture | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
-from kappaface_dist.config.datasets import datasets
+from kappaface_dist.config.datasets import datasets, paths
 from kappaface_dist.config.file import load_config
 from kappaface_dist.config.keys import Config
 from kappaface_dist.parallel import ranks as parallel
@@ -168,14 +168,16 @@ def shares(side: Side, config: Config) -> dict[str, float]:
     if "encoder" in parts:
         seconds["encoder"] = parts["encoder"]
     total = sum(seconds.values())
-    paths = [own.data.train for own in datasets(config).values()]
-    if all(isinstance(path, str) and Path(path).exists() for path in paths):
-        seconds["data"] = seconds_per_batch(config, side.device) * config.optimizer.accumulate
+    if (of_batch := seconds_per_batch(config, side.device)) is not None:
+        seconds["data"] = of_batch * config.optimizer.accumulate
     return {name: value / total for name, value in seconds.items()}
 
 
-def seconds_per_batch(config: Config, device: torch.device) -> float:
-    """What the loader takes for a batch with nothing else to do."""
+def seconds_per_batch(config: Config, device: torch.device) -> float | None:
+    """What the loader takes for a batch with nothing else to do; None without the data."""
+    places = [place for own in datasets(config).values() for place in paths(own).values()]
+    if not all(isinstance(place, str) and Path(place).exists() for place in places):
+        return None
     catalogs = {name: open_here(own) for name, own in datasets(config).items()}
     loader = new_loader(config, catalogs, device)
     num_batches = 30

@@ -1,6 +1,7 @@
 """Whether a job fits this machine, before anything of its size is made: for --check."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
+from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.host_memory import host_memory
 from kappaface_dist.planning.job_size import JobSize, size_of_datasets
@@ -20,8 +22,10 @@ from kappaface_dist.training.fit import open_here
 def check_machine(config: Config) -> dict[str, Any]:
     """`check_fits` for this machine and the ranks that torchrun describes; before they join."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    catalogs = _opened(config)
     size = replace(
-        size_of_datasets(counted(config), num_ranks), labels_per_image=labels_per_image(config)
+        size_of_datasets([(found.num_classes, found.num_images) for found in catalogs], num_ranks),
+        labels_per_image=labels_per_image(config, catalogs),
     )
     gpu_bytes = None
     if torch.cuda.is_available():
@@ -34,19 +38,16 @@ def check_machine(config: Config) -> dict[str, Any]:
 
 def counted(config: Config) -> list[tuple[int, int]]:
     """(classes, images) of each dataset of the configuration, which are here."""
-    found = []
-    for own in datasets(config).values():
-        catalog = open_here(own)
-        found.append((catalog.num_classes, catalog.num_images))
-    return found
+    return [(found.num_classes, found.num_images) for found in _opened(config)]
 
 
-def labels_per_image(config: Config) -> int:
-    """That the head sees each image of the data with."""
-    if config.data.labels != "mean":
-        return 1
-    (own,) = datasets(config).values()
-    return open_here(own).labels.shape[1]
+def _opened(config: Config) -> list[Catalog]:
+    return [open_here(own) for own in datasets(config).values()]
+
+
+def labels_per_image(config: Config, catalogs: Sequence[Catalog]) -> int:
+    """That the head sees each image of the data with, which is one dataset where they are many."""
+    return catalogs[0].labels.shape[1] if config.data.labels == "mean" else 1
 
 
 def check_fits(

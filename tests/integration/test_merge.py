@@ -113,6 +113,10 @@ def test_check_and_plan_count_the_people(config, files, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", command)
     runpy.run_path(str(ROOT / "tools/plan.py"), run_name="__main__")
     assert json.loads(capsys.readouterr().out)["classes"] == 9
+    seconds = runpy.run_path(str(ROOT / "tools/benchmark_step.py"))["seconds_per_batch"]
+    assert seconds(read, torch.device("cpu")) > 0
+    elsewhere = load_config(config, [*merged(files), "data.train.b.path=elsewhere.rec"])
+    assert seconds(elsewhere, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from kappaface_dist.config.file import load_config
-from kappaface_dist.planning.fitting import labels_per_image
+from kappaface_dist.planning import fitting
+from kappaface_dist.planning.fitting import check_machine, labels_per_image
 from kappaface_dist.planning.job_size import JobSize
 from kappaface_dist.planning.made_up_job import random_batches
 from kappaface_dist.planning.memory import head_items
 from kappaface_dist.planning.pretend_group import pretend_ranks
 from kappaface_dist.training.build import build_job
 from kappaface_dist.training.derived import derived_numbers
+from kappaface_dist.training.fit import open_here
 from tests.commands import exit_line
 from tests.integration.test_datasets import fit
 from tests.processes import run_on_ranks
@@ -74,7 +76,7 @@ def test_other_labels_are_another_problem_and_the_head_sees_each(config, tmp_pat
     held = []
     for how, number in (("mean", NUM_LABELS), ("draw", 1), ("first", 1)):
         read = load_config(config, [f"data.labels={how}"])
-        assert labels_per_image(read) == number
+        assert labels_per_image(read, [open_here(read)]) == number
         size = JobSize(NUM_CLASSES, 30, 1, labels_per_image=number)
         with pretend_ranks(1):
             held.append(head_items(read, size, "cpu")["held_embeddings"])
@@ -102,7 +104,11 @@ def test_what_is_wrong_is_said_in_one_line(config, tmp_path, overrides, message)
     assert "\n" not in line
 
 
-def test_check_says_how_many_labels_there_are(config):
+def test_check_says_how_many_labels_there_are(config, monkeypatch):
+    opened = []
+    monkeypatch.setattr(fitting, "open_here", lambda own: opened.append(own) or open_here(own))
+    assert check_machine(load_config(config))["planned_megabytes_per_rank"] >= 0
+    assert len(opened) == 1
     numbers = derived_numbers(build_job(load_config(config), torch.device("cpu")))
     assert numbers["labels_per_image"] == NUM_LABELS
     with pretend_ranks(1), pytest.raises(ValueError, match="made-up images have one label each"):

@@ -52,3 +52,7 @@ def test_a_probability_never_rises_with_the_score():
     assert (np.diff(probability) <= 0).all()
     assert probability[0] > 0.99
     assert probability[-1] < 0.01
+    # Numbers without an end are of the kind that is nearer, and no warning says otherwise.
+    with np.errstate(all="raise"):
+        ends = fit_mixture(score).low_probability(np.array([-np.inf, np.inf]))
+    np.testing.assert_allclose(ends, [1.0, 0.0], atol=1e-12)
