@@ -24,6 +24,14 @@ together (Bonferroni), and with the smallest difference that such an interval wo
     python tools/compare_margins.py --seeds 16 --train lfw/train.rec --pairs lfw/unseen.bin \\
         --arms straight_through --reference exact --arm slow:name=arcface,margin=0.3,lr=0.05
 
+With --flip, of the labels of the training images so large a share is another person's, drawn anew
+for each seed, and with --mixed classes are two people or half a person. The arms are then KappaFace
+on these labels (the reference), without what the label report by its network finds (cleaned), with
+head.robust (robust: both; robust_loss, robust_statistics), and without all that is planted (truth),
+each in as many steps. What the reports found is counted.
+
+    python tools/compare_margins.py --quick --seeds 5 --flip 0.1 --mixed 0.05
+
 Every finished training is kept in --out: the same command goes on where it was, and with more
 seeds it adds those.
 """
@@ -41,8 +49,9 @@ from tqdm import tqdm
 
 from kappaface_dist import options
 from kappaface_dist.commands import new_parser, run, write_json
-from kappaface_dist.margin_study.arms import REFERENCE, choose_arms
+from kappaface_dist.margin_study.arms import REFERENCE, SOURCE, choose_arms
 from kappaface_dist.margin_study.dataset import ARRAYS, decode_dataset, render_people
+from kappaface_dist.margin_study.planted_noise import Noise
 from kappaface_dist.margin_study.report import comparison_table, draw_comparison, draw_losses
 from kappaface_dist.margin_study.schedule import Experiment, collect, run_experiment
 from kappaface_dist.margin_study.settings import check_settings
@@ -71,12 +80,18 @@ def parse_args() -> argparse.Namespace:
     )
     options.add_identities(parser, None, "made-up people to train on (550, quick: 150)")
     options.add_unseen_identities(parser, None, "made-up people to verify on (200)", "--unseen")
+    parser.add_argument(
+        "--flip", type=float, metavar="SHARE", help="images that get a wrong label, 0 to 0.5"
+    )
+    parser.add_argument(
+        "--mixed", type=float, metavar="SHARE", help="classes that are joined or split, for --flip"
+    )
     parser.add_argument("--data-seed", type=int, default=0, help="another seed, other people")
     parser.add_argument(
         "--arms", metavar="A,B", help="only these, and what they are compared to; none: --arm alone"
     )
     parser.add_argument(
-        "--reference", default=REFERENCE, help="what all are compared to (default: %(default)s)"
+        "--reference", help=f"what all are compared to (default: {REFERENCE}, --flip: {SOURCE})"
     )
     parser.add_argument(
         "--arm",
@@ -84,7 +99,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar="NAME:KEY=VALUE,...",
         help="a further arm: KappaFace with these settings, or name=ANOTHER with its own; lr=X is"
-        " its learning rate, centre_dtype and momentum_dtype are what its head keeps",
+        " its learning rate, centre_dtype, momentum_dtype and robust are its head's",
     )
     for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
@@ -94,7 +109,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--processes", type=int, help="trainings side by side (default: every core, one on cuda)"
     )
-    parser.add_argument("--out", type=Path, help="default: runs/compare_margins or ..._quick")
+    parser.add_argument(
+        "--out", type=Path, help="default: runs/compare_margins, and _quick, _flip_SHARE"
+    )
     options.add_json(parser)
     return parser.parse_args()
 
@@ -155,11 +172,14 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
     start = QUICK if args.quick else Budget()
     budget = replace(start, **{k: v for k, v in given.items() if v is not None})
     check_budget(budget)
-    folder = args.out or Path(
-        "runs/compare_margins_quick" if args.quick else "runs/compare_margins"
-    )
-    arms = choose_arms(args.arms, args.arm, args.reference)
-    return Experiment(folder, arms, args.seeds, budget, args.device, args.reference), processes
+    if args.mixed is not None and args.flip is None:
+        raise ValueError("--mixed is for --flip, which may be 0")
+    noise = None if args.flip is None else Noise(args.flip, args.mixed or 0.0)
+    parts = ["runs/compare_margins", "quick" * args.quick, noise and f"flip_{args.flip:g}"]
+    folder = args.out or Path("_".join(part for part in parts if part))
+    reference = args.reference or (SOURCE if noise else REFERENCE)
+    arms = choose_arms(args.arms, args.arm, reference, noisy=noise is not None)
+    return Experiment(folder, arms, args.seeds, budget, args.device, reference, noise), processes
 
 
 def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: int) -> None:
@@ -173,6 +193,7 @@ def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: in
         }
     else:
         source = {"train": args.train, "pairs": str(args.pairs), "long_tail": args.long_tail}
+    source |= {"flip": args.flip, "mixed": args.mixed}
     check_settings(experiment.folder, {**source, **asdict(experiment.budget)}, experiment.arms)
     data = experiment.folder / "data"
     if all((data / f"{name}.npy").is_file() for name in ARRAYS):

@@ -5,13 +5,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import yaml
 
 from kappaface_dist.head import Margin, build_margin
+from kappaface_dist.head.margins.image_trust import ROBUST, trust_for
 
 REFERENCE = "arcface"
 SOURCE = "kappaface"  # its margins give the fixed-margin arms theirs
-STATES = {"centre_dtype": ("fp32", "bf16"), "momentum_dtype": ("fp32", "bf16", "none")}
+STATES = {
+    "centre_dtype": ("fp32", "bf16"),
+    "momentum_dtype": ("fp32", "bf16", "none"),
+    "robust": ROBUST[1:],
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Arm:
             of ψ·m0 over its classes ("classes") or over its training images ("images").
         shuffled: the margins are dealt out anew to the classes at random after each refresh.
         lr: peak learning rate of this arm; None: the budget's.
-        centre_dtype, momentum_dtype: what the head keeps, as in configurations.
+        centre_dtype, momentum_dtype, robust: of the head, as in configurations.
+        labels: where wrong ones are planted (`planted_noise.py`): "given", "cleaned" or "truth".
     """
 
     about: str
@@ -35,6 +42,8 @@ class Arm:
     lr: float | None = None
     centre_dtype: str = "fp32"
     momentum_dtype: str = "fp32"
+    robust: str = "off"
+    labels: str = "given"
 
     def build(self, scale: float, fixed: dict[str, float]) -> Margin:
         """The margin; `fixed` has the mean margins that `fixed_from` names."""
@@ -88,13 +97,21 @@ ARMS = {
         {"name": "arcface", "straight_through": True},
     ),
 }
+# Besides, where wrong labels are planted; what is compared is KappaFace on them as they are.
+NOISE_ARMS = {
+    "cleaned": Arm("without what the label report finds by KappaFace's network", labels="cleaned"),
+    "truth": Arm("without all that is planted", labels="truth"),
+    "robust": Arm("trust in labels, for the loss and the statistics", robust="both"),
+    "robust_loss": Arm("trust in labels, for the loss", robust="loss"),
+    "robust_statistics": Arm("trust in labels, for the statistics", robust="statistics"),
+}
 # Decides which pairs look like small classes, so it is no arm: no margin, and a seed of its own.
 JUDGE = Arm("no margin", {"name": "normface"})
 
 
 def parse_arm(text: str) -> tuple[str, Arm]:
     """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another;
-    lr is the arm's own learning rate, centre_dtype and momentum_dtype are what its head keeps.
+    lr is the arm's own learning rate; centre_dtype, momentum_dtype and robust are its head's.
 
     Raises:
         ValueError: it has another form, or the margin has no such setting.
@@ -103,7 +120,7 @@ def parse_arm(text: str) -> tuple[str, Arm]:
     pairs = [item.partition("=") for item in settings.split(",")]
     if not name or not colon or not all(key and value for key, _, value in pairs):
         raise ValueError(f"--arm is {text!r}, expected NAME:key=value, as in cold:temperature=1.0")
-    if name in ARMS:
+    if name in ARMS | NOISE_ARMS:
         raise ValueError(f"--arm names {name!r}, which there is already: choose another name")
     try:
         values = {key: _value(value) for key, _, value in pairs}
@@ -112,13 +129,13 @@ def parse_arm(text: str) -> tuple[str, Arm]:
     lr = values.pop("lr", None)
     if lr is not None and not (isinstance(lr, int | float) and 0 < lr < math.inf):
         raise ValueError(f"--arm is {text!r}: lr is {lr!r}, expected a number above 0")
-    kept = {key: values.pop(key) for key in ("centre_dtype", "momentum_dtype") if key in values}
+    kept = {key: values.pop(key) for key in STATES if key in values}
     for key, value in kept.items():
         if value not in STATES[key]:
             expected = ", ".join(STATES[key])
             raise ValueError(f"--arm is {text!r}: {key} is {value!r}, expected one of {expected}")
     margin = {"name": "kappaface", **values}
-    build_margin(**margin)
+    trust_for(kept.get("robust", "off"), build_margin(**margin), torch.device("cpu"))
     return name, Arm(settings, margin, lr=lr, **kept)
 
 
@@ -131,19 +148,22 @@ def _value(text: str) -> Any:
 
 
 def choose_arms(
-    names: str | None, further: list[str], reference: str = REFERENCE
+    names: str | None, further: list[str], reference: str = REFERENCE, *, noisy: bool = False
 ) -> dict[str, Arm]:
     """The arms that are asked for, the one they are compared to, and KappaFace where an arm takes
-    its margin from it.
+    its margin, or a report on the labels, from it.
 
     Args:
-        names: with commas between; "none" for `further` alone, None for all of ARMS.
+        names: with commas between; "none" for `further` alone, None for all of ARMS, or of
+            NOISE_ARMS.
         further: texts for parse_arm.
+        noisy: wrong labels are planted.
 
     Raises:
         ValueError: there is no such arm.
     """
-    every = dict(ARMS)
+    shipped = ARMS | NOISE_ARMS if noisy else ARMS
+    every = dict(shipped)
     for text in further:
         name, arm = parse_arm(text)
         if name in every:
@@ -151,13 +171,15 @@ def choose_arms(
         every[name] = arm
     if reference not in every:
         raise ValueError(f"--reference is {reference!r}, expected one of {', '.join(every)}")
-    chosen = list(ARMS)
+    chosen = list(NOISE_ARMS if noisy else ARMS)
     if names is not None:
         chosen = [] if names == "none" else [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in ARMS:
-            raise ValueError(f"--arms names {name!r}, expected some of {', '.join(ARMS)}")
-    wanted = {reference, *chosen, *(name for name in every if name not in ARMS)}
-    if any(every[name].fixed_from is not None for name in wanted):
+        if name not in shipped:
+            where = ", which is for --flip" if name in NOISE_ARMS else ""
+            raise ValueError(f"--arms names {name!r}{where}, expected some of {', '.join(shipped)}")
+    wanted = {reference, *chosen, *(name for name in every if name not in shipped)}
+    after = [every[name].fixed_from or every[name].labels == "cleaned" for name in wanted]
+    if any(after):
         wanted.add(SOURCE)
     return {name: arm for name, arm in every.items() if name in wanted}

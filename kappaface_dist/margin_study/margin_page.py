@@ -47,8 +47,9 @@ def summary_text(summary: dict[str, Any]) -> str:
         )
     if "reliability" in summary:
         lines += ["", *_reliability_rows(summary["reliability"])]
-    for title in ("hardest", "easiest"):
-        lines += ["", *_class_rows(title, summary[title])]
+    noise = summary.get("noise")
+    lines += ["", *_hardest_rows(summary["hardest"], noise)]
+    lines += ["", *_class_rows("easiest", summary["easiest"])]
     return "\n".join(lines) + "\n"
 
 
@@ -103,6 +104,35 @@ def _estimate_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells.append(f"{row['correlation'][name]:.2f}{told}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _hardest_rows(entries: Sequence[dict[str, Any]], noise: dict[str, Any] | None) -> list[str]:
+    """The hardest classes, and whether they are hard or dirty."""
+    rows = _class_rows("hardest", entries)
+    if noise is None:
+        return [*rows, "", "Hard or dirty: not judged, no photo was embedded (--embed)."]
+    found = {entry["class"]: entry for entry in noise["classes"]}
+    columns = [("probably wrong photos", "concentration of its photos", "without those", "it is")]
+    columns.append(("---",) * 4)
+    for entry in entries:
+        one = found[entry["class"]]
+        number = "two people: " if one["two_people"] else ""
+        number += f"{one['wrong']} of {one['photos']}"
+        kappas = (_number(one[key], ".1f") for key in ("concentration_of_photos", "without_wrong"))
+        columns.append((number, *kappas, one["kind"]))
+    rows = [f"{row} {' | '.join(more)} |" for row, more in zip(rows, columns, strict=True)]
+    kinds = [entry["kind"] for entry in noise["classes"]]
+    return [
+        *rows,
+        "",
+        f"Of {noise['photos']} embedded photos {noise['wrong']} probably sit in another class, or"
+        f" are a second person's in one; they are in {len(kinds) - kinds.count('hard')} of"
+        f" {len(kinds)} classes. `dirty`: without them more than half of what the class lacks to"
+        f" the median one (concentration {_number(noise['median'], '.1f')}) is gone; `both`: the"
+        " others lack more than that; `hard`: none of its photos is probably wrong. Labels that the"
+        " network has learnt by heart do not look wrong.",
+        *(f"Not judged: {note}." for note in noise["notes"]),
+    ]
 
 
 def _class_rows(title: str, entries: Sequence[dict[str, Any]]) -> list[str]:

@@ -22,6 +22,7 @@ from kappaface_dist.training.fit import open_here
 from kappaface_dist.training.head_log import by_dataset
 from kappaface_dist.training.metrics_file import read_metrics
 
+NUM_SHOWN = 8  # hardest classes, and easiest ones
 # Upper ends of the classes' sizes in the table; the last row has the rest.
 SIZE_BOUNDS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -165,8 +166,8 @@ def margin_summary(classes: ClassMeasures) -> dict[str, Any]:
             ),
         },
         "by_images": list(_by_images(count_C, margin_C, kappa_C)),
-        "hardest": [_class_entry(classes, c) for c in hardest(classes, 8)],
-        "easiest": [_class_entry(classes, c) for c in easiest(classes, 8)],
+        "hardest": [_class_entry(classes, c) for c in hardest(classes, NUM_SHOWN)],
+        "easiest": [_class_entry(classes, c) for c in easiest(classes, NUM_SHOWN)],
     }
 
 

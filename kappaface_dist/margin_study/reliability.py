@@ -3,8 +3,8 @@
 Shapes: C classes, I images that are embedded, D embedding size, k photos of a set.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,28 +28,41 @@ BATCH = 64
 @dataclass(frozen=True)
 class Embedded:
     """Attributes:
-    embedding_ID: unit embeddings of the photos that were drawn.
+    embedding_ID: unit embeddings of photos.
     label_I: class of each.
     length_I: of the embeddings before they were made 1; None: not known.
     target_cosine_I: to the centre of the class in the head; None: not known.
+    index_I: the photos' numbers in the data; None: not known.
     """
 
     embedding_ID: np.ndarray
     label_I: np.ndarray
     length_I: np.ndarray | None = None
     target_cosine_I: np.ndarray | None = None
+    index_I: np.ndarray | None = None
+
+    def first(self, number: int) -> "Embedded":
+        """The first ones of them."""
+        all_of_them: dict[str, Any] = {own.name: getattr(self, own.name) for own in fields(self)}
+        known = {name: value[:number] for name, value in all_of_them.items() if value is not None}
+        return Embedded(**known)
 
 
 def embed_classes(
     classes: ClassMeasures,
     num_images: int,
+    others: Sequence[int] = (),
     progress: Callable[[int], object] | None = None,
-) -> Embedded:
+) -> tuple[Embedded, int]:
     """Embed photos of the checkpoint's own data by the checkpoint's own network.
 
     Args:
         num_images: at most; classes of at least four photos are drawn at random, whole (but no more
             than two of the largest sets of each), until there are so many.
+        others: classes whose photos come after those, where they were not drawn.
+
+    Returns:
+        The photos, and how many of them were drawn.
 
     Raises:
         ValueError: a photo is unreadable.
@@ -58,14 +71,22 @@ def embed_classes(
     label_I = np.asarray(classes.catalog.label_I)
     order_I = np.argsort(label_I, kind="stable")
     first_C = np.concatenate([[0], np.cumsum(np.bincount(label_I, minlength=len(classes.count_C)))])
+
+    def photos(c: int) -> list[int]:
+        mine = rng.permutation(order_I[first_C[c] : first_C[c + 1]])[: 2 * SET_SIZES[-1]]
+        return mine.tolist()
+
     chosen: list[int] = []
     for c in rng.permutation(np.flatnonzero(classes.count_C >= 2 * SET_SIZES[0])).tolist():
-        mine = rng.permutation(order_I[first_C[c] : first_C[c + 1]])[: 2 * SET_SIZES[-1]]
+        mine = photos(c)
         if len(chosen) + len(mine) > num_images:
             break
-        chosen += mine.tolist()
+        chosen += mine
+    num_drawn, drawn = len(chosen), set(label_I[chosen].tolist())
+    for c in others:
+        chosen += photos(c) if c not in drawn else []
     if not chosen:
-        return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64))
+        return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64)), 0
     model = open_model(classes.folder)
     embedding_ID, length_I = embed_images(
         model.network,
@@ -77,8 +98,9 @@ def embed_classes(
         progress=progress,
     )
     label_I = label_I[chosen]
-    centre_ID = _unit_centres(classes, label_I)
-    return Embedded(embedding_ID, label_I, length_I, (embedding_ID * centre_ID).sum(axis=1))
+    target_cosine_I = (embedding_ID * _unit_centres(classes, label_I)).sum(axis=1)
+    embedded = Embedded(embedding_ID, label_I, length_I, target_cosine_I, np.array(chosen))
+    return embedded, num_drawn
 
 
 def _unit_centres(classes: ClassMeasures, label_I: np.ndarray) -> np.ndarray:

@@ -41,12 +41,30 @@ def comparison_table(report: dict[str, Any]) -> str:
         lines += ["", f"{'from kappaface':<18}{HEADS}"]
     for name, paired in report["paired_to_kappaface"].items():
         lines.append(f"{name:<18}{''.join(_differences(paired))}")
-    lines += ["", *_detectable(report["paired"])]
+    lines += ["", *_planted(report.get("planted", {})), *_detectable(report["paired"])]
     return "\n".join([*lines, report["verdict"]])
 
 
 def _differences(paired: dict[str, Any]) -> list[str]:
     return [_cell(paired if key == "all" else paired[key], "+") for key in MEASURES]
+
+
+def _planted(planted: dict[str, Any]) -> list[str]:
+    """What the report on the labels by each seed's KappaFace found of what was planted."""
+    lines = []
+    for kind in [key for key, found in planted.items() if isinstance(found, dict)]:
+        found = planted[kind]
+        right, listed, there = (np.array(found[key]) for key in ("right", "found", "planted"))
+        shares = []
+        for name, whole in (("precision", listed), ("recall", there)):
+            by_seed = right[whole > 0] / whole[whole > 0]
+            if len(by_seed):
+                low, high = 100 * by_seed.min(), 100 * by_seed.max()
+                pooled = 100 * right.sum() / whole.sum()
+                shares.append(f"{name} {pooled:.1f} % ({low:.1f} to {high:.1f} by seed)")
+        what = f"{there.sum()} planted, {listed.sum()} found, {right.sum()} of them rightly"
+        lines.append(": ".join([f"{kind.replace('_', ' ')}, all seeds", what, *shares]))
+    return [*lines, ""] if lines else []
 
 
 def _detectable(paired: dict[str, dict[str, Any]]) -> list[str]:

@@ -20,6 +20,7 @@ from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
 from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
 from kappaface_dist.margin_study.dataset import load_dataset
 from kappaface_dist.margin_study.intervals import compare, mean_interval, verdict
+from kappaface_dist.margin_study.planted_noise import Noise, count_found, labelled, write_report
 from kappaface_dist.margin_study.small import images_nearby, small_pairs
 from kappaface_dist.margin_study.training import Budget, embed, pair_distances, train
 from kappaface_dist.whole_files import whole_file
@@ -35,6 +36,7 @@ class Experiment:
         folder: of the results; its `data` holds the decoded dataset.
         device: where the trainings run, all of them on one.
         reference: the arm that the others are compared to.
+        noise: of the labels, planted anew for each seed; None: they are trained on as they are.
     """
 
     folder: Path
@@ -43,9 +45,14 @@ class Experiment:
     budget: Budget
     device: str = "cpu"
     reference: str = REFERENCE
+    noise: Noise | None = None
 
     def result(self, name: str, seed: int) -> Path:
         return self.folder / "results" / f"{name}_{seed}.npz"
+
+    def labels(self, seed: int) -> Path:
+        """The report on the planted labels of a seed, by its KappaFace arm."""
+        return self.folder / "results" / f"labels_{seed}.json"
 
 
 def run_experiment(
@@ -118,8 +125,17 @@ def _train_arm(experiment: Experiment, name: str, seed: int) -> str:
     budget, device = experiment.budget, experiment.device
     if arm.lr is not None:
         budget = replace(budget, lr=arm.lr)
-    kept = Head(centre_dtype=arm.centre_dtype, momentum_dtype=arm.momentum_dtype)
+    kept = Head(centre_dtype=arm.centre_dtype, momentum_dtype=arm.momentum_dtype, robust=arm.robust)
+    if experiment.noise is not None:
+        num_images = budget.epochs * len(dataset.label_I)
+        report = experiment.labels(seed)
+        dataset = labelled(dataset, experiment.noise, seed, arm.labels, report)
+        # As many steps as with the images that were left out.
+        budget = replace(budget, epochs=num_images / len(dataset.label_I))
     trained = train(dataset, margin, budget, seed, shuffled=arm.shuffled, kept=kept, device=device)
+    if experiment.noise is not None and name == SOURCE:
+        embedding_ID = embed(trained.network, dataset.image_IHW3, device)
+        write_report(experiment.labels(seed), embedding_ID, dataset.label_I)
     unseen_MD = embed(trained.network, dataset.unseen_MHW3, device)
     seconds = time.perf_counter() - started
     _write(
@@ -204,14 +220,19 @@ def collect(experiment: Experiment) -> dict[str, Any]:
             "seconds": float(np.mean([result["seconds"] for result in results])),
         }
     paired = compare(arms, experiment.reference)
+    others, planted = set(arms) - {experiment.reference}, {}
+    if experiment.noise is not None and SOURCE in arms:
+        reports = [experiment.labels(seed) for seed in range(experiment.num_seeds)]
+        planted = count_found(dataset.label_I, experiment.noise, reports)
     nearby_P = np.log(judge["nearby_M"])[dataset.pair_P2].mean(axis=1)
     return {
         "reference": experiment.reference,
         "seeds": experiment.num_seeds,
         "arms": arms,
         "paired": paired,
-        "paired_to_kappaface": compare(arms, SOURCE) if SOURCE in arms else {},
+        "paired_to_kappaface": compare(arms, SOURCE) if SOURCE in others else {},
         "verdict": verdict(paired, experiment.reference),
+        "planted": planted,
         "details": details,
         "data": {
             "classes": len(dataset.count_C),

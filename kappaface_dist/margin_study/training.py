@@ -107,7 +107,7 @@ def train(
 
     Args:
         shuffled: each margin is at another class, dealt out anew after each refresh.
-        kept: centre_dtype and momentum_dtype of the head.
+        kept: centre_dtype, momentum_dtype and robust of the head.
 
     Raises:
         RuntimeError: the loss is not finite.
@@ -177,6 +177,7 @@ def build_learner(
             momentum_dtype=DTYPES.get(kept.momentum_dtype),  # none is in no table
         ),
         centre_dtype=DTYPES[kept.centre_dtype],
+        robust=kept.robust,
         seed=seed,
         device=place,
     )

@@ -68,19 +68,25 @@ def test_rendered_people(tmp_path):
     assert other.startswith(f"error: {out} holds results with another lr")
 
 
-def test_a_record_of_the_user_made_long_tailed(faces, tmp_path):
+def test_a_record_of_the_user_made_long_tailed_with_wrong_labels(faces, tmp_path):
     done = python(
         *(TOOL, "--quick", "--image-size", 16, "--embedding-size", 16, "--epochs", 1),
         *("--train", faces / "train.rec", "--pairs", faces / "unseen.bin", "--long-tail", 2),
-        *("--seeds", 1, "--arms", "shuffled", "--out", tmp_path / "out", "--processes", 1),
+        *("--seeds", 1, "--arms", "shuffled,cleaned", "--out", tmp_path / "out"),
+        *("--processes", 1, "--flip", 0.1, "--mixed", 0.1),
     )
     assert done.returncode == 0, done.stderr
-    assert "kappaface" in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[4:7]] == ["kappaface", "shuffled", "cleaned"]
+    planted = [line for line in lines if " planted, " in line]
+    assert [line.split(",")[0] for line in planted] == ["wrong images", "two people", "one person"]
     assert "one seed says nothing about chance" in done.stdout
     count_C = np.load(tmp_path / "out" / "data" / "count_C.npy")
     label_I = np.load(tmp_path / "out" / "data" / "label_I.npy")
     np.testing.assert_array_equal(count_C, np.bincount(label_I))
     assert count_C.min() >= 2
+    number = round(0.1 * count_C.sum())
+    assert planted[0].startswith(f"wrong images, all seeds: {number} planted, ")
 
 
 def test_ctrl_c_ends_it_with_one_line(faces, tmp_path):
@@ -110,6 +116,8 @@ def test_ctrl_c_ends_it_with_one_line(faces, tmp_path):
     [
         (("--train", "x.rec"), "--train and --pairs belong together"),
         (("--long-tail", 2), "--long-tail is for --train"),
+        (("--mixed", 0.05), "--mixed is for --flip"),
+        (("--flip", -1), "--flip is -1.0, expected a share"),
         (("--seeds", 0), "--seeds is 0, expected 1 to 1024"),
         (("--arms", "kapaface"), "--arms names 'kapaface'"),
         (("--arm", "cold:temperatures=1"), "did you mean temperature"),

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from PIL import Image
 
+from kappaface_dist.data.images import encode_jpeg
 from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.data.sources.recordio import RecordWriter
 from kappaface_dist.margin_study.margin_report import average_ranks, read_measures, spearman
 from kappaface_dist.training.metrics_file import read_metrics
 from tests.commands import exit_line, python, torchrun
+from tests.integration.test_datasets import fit
+from tests.integration.test_label_report import call
 
 TOOL = "tools/margin_report.py"
 
@@ -53,6 +58,7 @@ def test_report(run_folder, faces):
     assert report["easiest"][0]["concentration"] == pytest.approx(kappa_C.max())
     assert report["neutral_share"] == 0
     names = {"margins.png", "concentrations.png", "identities.png", "report.md", "reliability.png"}
+    names.add("hard_or_dirty.png")
     assert {path.name for path in (run_folder / "margins").iterdir()} == names
     for name in ("margins.png", "concentrations.png"):  # the run's own are these
         drawn = (run_folder / "margins" / name).read_bytes()
@@ -70,6 +76,68 @@ def test_report(run_folder, faces):
         assert row["error"] > 0
     assert 0 < found["noise_share"] <= 1
     assert f"{found['noise_share']:.0%} is sampling error" in text
+
+
+HARD, DIRTY, STRAYS, PHOTOS = range(4), range(4, 8), 4, 12
+
+
+@pytest.fixture
+def planted(write_config, tmp_path):
+    """A run on 24 plain patterns: of four classes the photos differ much, in four others 4 of 12
+    are another's.
+    """
+    rng = np.random.default_rng(0)
+    looks = rng.integers(0, 255, (24, 4, 4, 3))
+    label = np.repeat(np.arange(24), PHOTOS)
+    shown = label.copy()
+    stray = np.isin(label, DIRTY) & (np.arange(len(label)) % PHOTOS < STRAYS)
+    shown[stray] = rng.permutation(np.arange(8, 24))[: stray.sum()]
+    with RecordWriter(tmp_path / "planted") as writer:
+        for number, person in zip(label.tolist(), shown.tolist(), strict=True):
+            own = rng.integers(0, 255, looks[0].shape)
+            mixed = 0.7 * looks[person] + 0.3 * own if person in HARD else looks[person]
+            pixels = np.kron(mixed, np.ones((8, 8, 1))) + rng.normal(0, 10, (32, 32, 3))
+            writer.write(number, encode_jpeg(pixels.clip(0, 255).astype(np.uint8)))
+    config = write_config(
+        run={"steps": 60},
+        data={"batch_size": 24, "train": str(tmp_path / "planted.rec"), "augment": "none"},
+        backbone={"name": "tiny_gn", "embedding_size": 32},
+        checkpoint={"every": 60},
+    )
+    fit(config)
+    shutil.copy(config, tmp_path / "run" / "config.yaml")
+    return tmp_path / "run"
+
+
+def test_a_hard_class_and_a_dirty_one_are_told_apart(planted, capsys):
+    folder = planted
+    call(TOOL, folder, "--json", folder / "report.json")
+    report = json.loads((folder / "report.json").read_text())
+    # By their concentrations they are one kind.
+    assert {entry["class"] for entry in report["hardest"]} == {*HARD, *DIRTY}
+    found = {entry["class"]: entry for entry in report["noise"]["classes"]}
+    assert {c for c, entry in found.items() if entry["kind"] == "dirty"} == set(DIRTY)
+    # Photos that differ may look like two people's; the class is hard without one of them, too.
+    assert {found[c]["kind"] for c in HARD} <= {"hard", "both"}
+    assert {entry["wrong"] for c, entry in found.items() if c not in (*HARD, *DIRTY)} == {0}
+    for c in DIRTY:
+        assert (found[c]["kind"], found[c]["wrong"]) == ("dirty", STRAYS)
+        assert found[c]["without_wrong"] > 2 * found[c]["concentration_of_photos"]
+    assert report["noise"]["wrong"] == sum(entry["wrong"] for entry in found.values())
+    text = capsys.readouterr().out
+    rows = [line.split(" | ") for line in text.splitlines() if line.endswith("| dirty |")]
+    expected = [(c, f"{STRAYS} of {PHOTOS}") for c in DIRTY]
+    assert sorted((int(row[0][2:]), row[4]) for row in rows) == expected
+    # Framed in red, four photos of each dirty class.
+    pixels = np.asarray(Image.open(folder / "margins" / "identities.png").convert("RGB"))
+    red = (pixels == (214, 39, 40)).all(axis=2)
+    assert red.any(axis=1).sum() > 4 * len(DIRTY)
+    assert (folder / "margins" / "hard_or_dirty.png").stat().st_size > 10_000
+    # Photos of the hardest classes are embedded in any case, those of the others not.
+    call(TOOL, folder, "--embed", 1, "--json", folder / "few.json")
+    few = json.loads((folder / "few.json").read_text())
+    assert few["reliability"]["embedded"] == 0
+    assert {entry["class"] for entry in few["noise"]["classes"]} == {*HARD, *DIRTY}
 
 
 def test_metrics_follow_the_concentrations(run_folder):

@@ -4,6 +4,7 @@ Shapes: I images, C classes.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -48,16 +49,24 @@ def clean_catalog(catalog: Catalog, path: Path) -> Cleaned:
             f"{path} is of {report['images']} images with other labels, and the data has"
             f" {catalog.num_images}: make a report of this data with tools/label_report.py"
         )
-    label_I = np.array(catalog.label_I)
-    root_C = np.arange(label_I.max() + 1)
-    for line in report["one_person"]:
-        first, second = sorted(int(root_C[c]) for c in line["classes"])
-        root_C[root_C == second] = first
-    label_I = root_C[label_I].astype(np.int32)
     wrong = sorted({int(line["image"]) for line in report["wrong_images"]})
-    label_I[wrong] = WRONG
-    joined = [(int(c), int(root_C[c])) for c in np.flatnonzero(root_C != np.arange(len(root_C)))]
+    pairs = [line["classes"] for line in report["one_person"]]
+    label_I, joined = clean_labels(catalog.label_I, wrong, pairs)
     return Cleaned(replace(catalog, label_I=label_I), len(wrong), joined)
+
+
+def clean_labels(
+    label_I: np.ndarray, wrong: Sequence[int], pairs: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """(int32 labels, WRONG for wrong images and one for the classes of a pair; Cleaned.joined)."""
+    root_C = np.arange(label_I.max() + 1)
+    for pair in pairs:
+        first, second = sorted(int(root_C[c]) for c in pair)
+        root_C[root_C == second] = first
+    clean_I = root_C[label_I].astype(np.int32)
+    clean_I[list(wrong)] = WRONG
+    joined = [(int(c), int(root_C[c])) for c in np.flatnonzero(root_C != np.arange(len(root_C)))]
+    return clean_I, joined
 
 
 def _read(path: Path) -> dict[str, Any]:
