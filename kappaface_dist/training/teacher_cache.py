@@ -41,6 +41,8 @@ def write_cache(
     """
     if config.distill.cache is None or config.distill.model is None:
         raise ValueError("distill.model, the teacher, and distill.cache, the file, must be set")
+    if Path(config.distill.cache).is_dir():
+        raise ValueError(f"distill.cache {config.distill.cache} is a folder: name a file")
     (own,) = datasets(config).values()
     catalog = open_here(own)
     size = config.data.image_size
@@ -96,8 +98,8 @@ def open_cache(config: Config, catalogs: dict[str, Catalog]) -> StoredRows | Non
     for name, value in expected.items():
         if (found := rows.facts.get(name, "nothing")) != value:
             raise ValueError(
-                f"distill.cache {path} is of another dataset or image size: its {name} is"
-                f" {found[:16]}, and that of this run {value[:16]}: {REMEDY}"
+                f"distill.cache {path} is of another dataset or image size ({name}: {found[:16]},"
+                f" of this run {value[:16]}): {REMEDY}"
             )
     if config.data.augment == "flip" and rows.mirrored_IT is None:
         raise ValueError(

@@ -96,7 +96,7 @@ def test_a_stale_file_is_refused_in_one_line(config, files, tmp_path):
     write_cache(load_config(config, ["data.augment=none"]), CPU)
     for override, message in (
         (f"distill.model={files}/b.safetensors", "is of a teacher of the weights"),
-        (f"data.train={files}/other.rec", "is of another dataset or image size: its pictures is"),
+        (f"data.train={files}/other.rec", "is of another dataset or image size (pictures: "),
         ("distill.cache=absent.parquet", "there is no absent.parquet: python tools/cache_teacher"),
         (f"distill.cache={config}", "is damaged ("),
         ("data.augment=flip", "has no embeddings of mirrored images, and data.augment is flip"),
@@ -108,6 +108,8 @@ def test_a_stale_file_is_refused_in_one_line(config, files, tmp_path):
         assert "\n" not in line
     line = exit_line(TOOL, config, "distill.cache=null")
     assert line == "error: distill.model, the teacher, and distill.cache, the file, must be set"
+    line = exit_line(TOOL, config, f"distill.cache={tmp_path}")  # before the hours of work
+    assert line == f"error: distill.cache {tmp_path} is a folder: name a file"
 
 
 def test_the_tool_says_what_it_wrote(config, monkeypatch, capsys, tmp_path):
