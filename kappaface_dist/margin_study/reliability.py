@@ -1,6 +1,7 @@
 """How much of a margin is knowledge: what two disjoint sets of a class's photos say of it.
 
-Shapes: C classes, I images that are embedded, D embedding size, k photos of a set.
+Shapes: C classes, I images that are embedded, D embedding size, A centres of a class, k photos of a
+set.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,22 +99,27 @@ def embed_classes(
         progress=progress,
     )
     label_I = label_I[chosen]
-    target_cosine_I = (embedding_ID * _unit_centres(classes, label_I)).sum(axis=1)
+    target_cosine_I = _target_cosines(classes, embedding_ID, label_I)
     embedded = Embedded(embedding_ID, label_I, length_I, target_cosine_I, np.array(chosen))
     return embedded, num_drawn
 
 
-def _unit_centres(classes: ClassMeasures, label_I: np.ndarray) -> np.ndarray:
-    """The head's centre of each image's class, read row by row from the checkpoint."""
+def _target_cosines(
+    classes: ClassMeasures, embedding_ID: np.ndarray, label_I: np.ndarray
+) -> np.ndarray:
+    """With the head's centre of each image's class, or the nearest of its centres; the checkpoint
+    is read piece by piece.
+    """
     index, name = read_metadata(classes.folder), f"{head_prefix(classes.dataset)}weight"
-    centre_ID = np.zeros((0, 0))
-    for chunk, piece_LD in stored_pieces(classes.folder, index, name):
+    cosine_I = np.zeros(len(label_I))
+    for chunk, piece_LX in stored_pieces(classes.folder, index, name):
         local_I = label_I - chunk.offsets[0]
-        here_I = (local_I >= 0) & (local_I < len(piece_LD))
-        if not len(centre_ID):
-            centre_ID = np.zeros((len(label_I), piece_LD.shape[1]))
-        centre_ID[here_I] = piece_LD[torch.from_numpy(local_I[here_I])].double().numpy()
-    return centre_ID / np.linalg.norm(centre_ID, axis=1, keepdims=True)
+        here_I = (local_I >= 0) & (local_I < len(piece_LX))
+        centre_IX = piece_LX[torch.from_numpy(local_I[here_I])].double().numpy()
+        centre_IAD = centre_IX.reshape(len(centre_IX), -1, embedding_ID.shape[1])
+        product_IA = np.einsum("iad,id->ia", centre_IAD, embedding_ID[here_I])
+        cosine_I[here_I] = (product_IA / np.linalg.norm(centre_IAD, axis=2)).max(axis=1)
+    return cosine_I
 
 
 def reliability(embedded: Embedded, estimator: str, max_resultant: float) -> list[dict[str, Any]]:

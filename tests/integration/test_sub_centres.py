@@ -1,10 +1,14 @@
 """Runs with several centres a class: stopped, dealt out anew, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from kappaface_dist.config.file import load_config
+from kappaface_dist.margin_study.margin_report import read_measures
+from kappaface_dist.margin_study.reliability import embed_classes
 from kappaface_dist.training.build import build_job
 from kappaface_dist.training.summary import write_report
 from kappaface_dist.training.trainer import Trainer
@@ -85,6 +89,12 @@ def test_another_number_of_ranks_goes_on_and_another_number_of_centres_does_not(
         for more in ((), (accepted,)):
             with pytest.raises(ValueError, match=f"{sentence} start in another run.folder{remedy}"):
                 fit(config, folder, f"head.sub_centres={number}", *more)
+    shutil.copy(config, tmp_path / "parts" / "config.yaml")
+    embedded, _ = embed_classes(read_measures(tmp_path / "parts"), 100)
+    centre_IAD = state[".weight"][embedded.label_I].astype(np.float64)
+    centre_IAD /= np.linalg.norm(centre_IAD, axis=2, keepdims=True)
+    nearest_I = (centre_IAD * embedded.embedding_ID[:, None]).sum(axis=2).max(axis=1)
+    np.testing.assert_allclose(embedded.target_cosine_I, nearest_I, atol=1e-6)
     init = f"head.init={tmp_path}/parts/checkpoints/step_{STEPS:08}"
     arguments = ("head.sub_centres=1", f"run.folder={tmp_path}/next", init)
     rows = started(config, *arguments).head.weight_KD.numpy()
