@@ -30,8 +30,8 @@ FAULTS = {
     ),
     "a value that is read in a step": (
         f"{HEAD}/partial_fc.py",
-        "loss = torch.where(valid_G.all(), result.loss, torch.nan)",
-        "loss = result.loss if valid_G.all().item() else result.loss * torch.nan",
+        "loss=torch.where(valid_G.all(), result.loss, torch.nan)",
+        "loss=result.loss if valid_G.all().item() else result.loss * torch.nan",
         *(a_step, "partial_fc.py"),
     ),
     "a wait for a mask in a step": (
@@ -42,8 +42,8 @@ FAULTS = {
     ),
     "a copy of the centres in a step": (
         f"{HEAD}/partial_fc.py",
-        "batches = [batch.unscaled(loss_scale) for batch in found]",
-        "batches = [batch.unscaled(loss_scale) for batch in found]; kept = self.weight_KD.clone()",
+        "[batch.unscaled(loss_scale) for batch in pending]",
+        "[batch.unscaled(loss_scale) for batch in pending]; kept = self.weight_KD.clone()",
         *(test_operations.test_buffers_of_a_step_are_those_of_three_chunks, "head_buffers"),
     ),
     "a copy of the centres in a diagnosis": (
