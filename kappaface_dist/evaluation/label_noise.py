@@ -21,7 +21,14 @@ import torch
 
 from kappaface_dist.evaluation.one_to_many.nearest import nearest_entries
 from kappaface_dist.evaluation.one_to_many.search import search
-from kappaface_dist.evaluation.overlap.claims import FEWEST, NUM_NEAREST, Strangers, claim
+from kappaface_dist.evaluation.overlap.claims import (
+    FEWEST,
+    NUM_NEAREST,
+    Strangers,
+    claim,
+    each_once,
+    false_shares,
+)
 from kappaface_dist.mixture import fit_mixture
 
 PROBABLE = 0.5
@@ -107,16 +114,13 @@ def _one_person(
     if len(class_P) <= FEWEST:
         return [], score_PK[:, 0].astype(np.float64)
     strangers = Strangers(score_PK)
-    chance_P = np.sort(strangers.chances(score_PK[:, 0]))
-    share_P = chance_P * len(chance_P) / np.arange(1, len(chance_P) + 1)
-    share_P = np.minimum.accumulate(share_P[::-1])[::-1]
-    claims = claim(score_PK, at_PK, strangers, FALSE_SHARE)
-    found: dict[tuple[int, int], float] = {}
-    for query, entry, chance in zip(claims.query_X, claims.entry_X, claims.chance_X, strict=True):
-        first, second = sorted((int(class_P[query]), int(class_P[entry])))
-        place = min(int(np.searchsorted(chance_P, chance, side="right")), len(chance_P)) - 1
-        found.setdefault((first, second), 1 - float(share_P[max(place, 0)]))
-    one = [(*pair, probability) for pair, probability in found.items()]
+    claims = each_once(claim(score_PK, at_PK, strangers, FALSE_SHARE))
+    pair_X2 = np.sort(class_P[np.stack([claims.query_X, claims.entry_X], axis=1)], axis=1)
+    share_X = false_shares(claims.chance_X, strangers.chances(score_PK[:, 0]))
+    one = [
+        (int(first), int(second), 1 - float(share))
+        for (first, second), share in zip(pair_X2, share_X, strict=True)
+    ]
     return one, score_PK[:, 0].astype(np.float64)
 
 

@@ -114,6 +114,36 @@ def claim(
     )
 
 
+def each_once(claims: Claims) -> Claims:
+    """Of a set searched in itself: each pair is found from both sides, the surer one stays."""
+    pairs = np.sort(np.stack([claims.query_X, claims.entry_X], axis=1), axis=1)
+    return take(claims, np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
+
+
+def take(claims: Claims, kept: np.ndarray) -> Claims:
+    """Those of the claims whose places are kept."""
+    return Claims(
+        claims.query_X[kept],
+        claims.entry_X[kept],
+        claims.score_X[kept],
+        claims.chance_X[kept],
+        claims.largest_chance,
+    )
+
+
+def false_shares(chance_X: np.ndarray, chance_Q: np.ndarray) -> np.ndarray:
+    """The expected share of false ones among each claim and those surer (Benjamini and Hochberg).
+
+    Args:
+        chance_X: of the claims.
+        chance_Q: of the nearest entry of everybody who was looked for.
+    """
+    sorted_Q = np.sort(chance_Q)
+    share_Q = sorted_Q * len(sorted_Q) / np.arange(1, len(sorted_Q) + 1)
+    share_Q = np.minimum.accumulate(share_Q[::-1])[::-1]
+    return share_Q[(np.searchsorted(sorted_Q, chance_X, side="right") - 1).clip(min=0)]
+
+
 def _angles(score: np.ndarray) -> np.ndarray:
     return np.maximum(np.arccos(np.clip(score.astype(np.float64), -1, 1)), SMALLEST_ANGLE)
 

@@ -18,6 +18,8 @@ from kappaface_dist.evaluation.overlap.claims import (
     Strangers,
     check_number,
     claim,
+    each_once,
+    take,
 )
 from kappaface_dist.evaluation.overlap.people import (
     People,
@@ -112,7 +114,7 @@ def find_overlap(
         strangers = strangers_of(first, first_stored, mean_ND, known_N, wanted, device)
     claims = claim(score_QK, at_QK, strangers, false_share)
     if alone:
-        claims = _each_once(claims)
+        claims = each_once(claims)
     near = _not_claimed(score_QK, at_QK, strangers, claims, num_near, alone)
     images_of = _Images(first, first_stored, second, second_stored)
 
@@ -148,13 +150,6 @@ def _known_means(people: People, stored: StoredEmbeddings) -> tuple[np.ndarray, 
     return (mean_PD if len(known_P) == len(mean_PD) else mean_PD[known_P]), known_P
 
 
-def _each_once(claims: Claims) -> Claims:
-    """Of a set searched in itself: each pair is found from both sides, the surer one stays."""
-    pairs = np.sort(np.stack([claims.query_X, claims.entry_X], axis=1), axis=1)
-    kept = np.sort(np.unique(pairs, axis=0, return_index=True)[1])
-    return _take(claims, kept)
-
-
 def _not_claimed(
     score_QK: np.ndarray,
     at_QK: np.ndarray,
@@ -173,17 +168,7 @@ def _not_claimed(
         if q not in taken:
             kept.append(x)
             taken |= {q, int(everybody.entry_X[x])} if alone else {q}
-    return _take(everybody, np.array(kept, dtype=np.int64))
-
-
-def _take(claims: Claims, kept: np.ndarray) -> Claims:
-    return Claims(
-        claims.query_X[kept],
-        claims.entry_X[kept],
-        claims.score_X[kept],
-        claims.chance_X[kept],
-        claims.largest_chance,
-    )
+    return take(everybody, np.array(kept, dtype=np.int64))
 
 
 class _Images:
