@@ -39,12 +39,21 @@ def _bytes_of_images(config: Config, num_images: int) -> int:
     shown = head.class_margins
     if shown.statistics is None or not shown.sees_batches:
         return 0
-    embedding_GD = torch.zeros(num_images, config.backbone.embedding_size)
-    none_G = torch.zeros(num_images, dtype=torch.int64)
-    marks = shown.marks(none_G, None, none_G, learning=True)
-    with MemoryMeter() as meter:
-        shown.see(embedding_GD, embedding_GD[:, 0], none_G, none_G == 0, marks)
-    return meter.peak_bytes
+
+    def peak(number: int) -> int:
+        embedding_GD = torch.zeros(number, config.backbone.embedding_size)
+        none_G = torch.zeros(number, dtype=torch.int64)
+        marks = shown.marks(none_G, None, none_G, learning=True)
+        with MemoryMeter() as meter:
+            shown.see(embedding_GD, embedding_GD[:, 0], none_G, none_G == 0, marks)
+        shown.start_step()
+        return meter.peak_bytes
+
+    if num_images <= MORE:
+        return peak(num_images)
+    # Of hundreds of ranks too many to be made here: on the line through fewer.
+    few, more = peak(FEW), peak(MORE)
+    return more + (more - few) * (num_images - MORE) // (MORE - FEW)
 
 
 def _peaks(config: Config, num_classes: int) -> dict[str, int]:
