@@ -42,12 +42,12 @@ class Watchdog:
     def __init__(self, timeout: float, tell: Callable[[str], None] = lambda _: None):
         self._timeout, self._tell = timeout, tell
         self._pause = min(timeout / 10, 5.0)
-        self._progress = (0, "the start", time.monotonic())
+        self._progress = (0, 0, "the start", time.monotonic())
         self._ended = threading.Event()
         self._store: dist.Store | None = None
 
     def __enter__(self) -> "Watchdog":
-        self._progress = (0, "the start", time.monotonic())
+        self._progress = (0, 0, "the start", time.monotonic())
         if parallel.world_size() > 1:
             self._start(self._publish)
         if parallel.world_size() > 1 or _under_torchrun():
@@ -65,7 +65,9 @@ class Watchdog:
             step: steps done.
             doing: what it begins, for the message.
         """
-        self._progress = (step, doing, time.monotonic())
+        last, ticks, _, _ = self._progress
+        ticks = ticks + 1 if step == last else 0
+        self._progress = (step, ticks, doing, time.monotonic())
 
     def _start(self, function: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=function, name="watchdog", daemon=True)
@@ -87,7 +89,7 @@ class Watchdog:
                     self._end(self._hang())
 
     def _idle(self) -> float:
-        return time.monotonic() - self._progress[2]
+        return time.monotonic() - self._progress[-1]
 
     def _publish(self) -> None:
         """Tell the store where this rank is; whoever waits for this thread sets a limit."""
@@ -96,9 +98,8 @@ class Watchdog:
                 if self._store is None:
                     # Of its own: the group's may be blocked by the very thing that hangs.
                     self._store = connect(timedelta(seconds=STORE_SECONDS))
-                step, doing, since = self._progress
-                idle = time.monotonic() - since
-                sign = {"step": step, "doing": doing, "idle": idle, "time": time.time()}
+                step, ticks, doing, _ = self._progress
+                sign = {"step": step, "ticks": ticks, "doing": doing, "time": time.time()}
                 self._store.set(_key(parallel.rank()), json.dumps(sign))
             except (dist.DistError, RuntimeError):
                 self._ended.wait(self._pause)
@@ -115,7 +116,7 @@ class Watchdog:
             except (dist.DistError, RuntimeError) as error:
                 found.append(f"rank 0's machine, which keeps the store, is gone: {error}")
 
-        step, doing, _ = self._progress
+        step, _, doing, _ = self._progress
         self._start(ask).join(min(STORE_SECONDS, self._timeout / 2))
         reason = (
             found[0]
@@ -128,7 +129,6 @@ class Watchdog:
         )
 
     def _explain(self, store: dist.Store) -> str:
-        step, doing, _ = self._progress
         signs = {}
         for rank in range(parallel.world_size()):
             key = _key(rank)
@@ -141,22 +141,19 @@ class Watchdog:
         ]
         if silent:
             return "; ".join(silent)
-        # All live: whoever began its present work last or is steps behind holds up the others.
-        steps = {rank: (sign["step"], -sign["idle"]) for rank, sign in signs.items() if sign}
-        last = min(steps, key=lambda rank: (steps[rank][0], steps[rank][1]))
-        sign = signs[last]
-        assert sign is not None
-        if sign["step"] < max(found for found, _ in steps.values()):
-            return f"rank {last} hangs at step {sign['step']} ({sign['doing']})"
-        busy = [rank for rank, found in signs.items() if found and found["doing"] != doing]
-        if busy:
-            other = signs[busy[0]]
-            assert other is not None
-            return (
-                f"rank {busy[0]} hangs at step {other['step']} ({other['doing']}), or rank"
-                f" {parallel.rank()} ({doing})"
-            )
-        return f"all ranks hang at step {step} ({doing})"
+        # All live: the first has begun least of what a step consists of, whoever of them asks.
+        (last, behind), *others = sorted(
+            ((rank, sign) for rank, sign in signs.items() if sign is not None),
+            key=lambda found: (found[1]["step"], found[1]["ticks"], found[0]),
+        )
+        where = f"at step {behind['step']} ({behind['doing']})"
+        ahead = [(rank, sign) for rank, sign in others if sign["doing"] != behind["doing"]]
+        if any(sign["step"] > behind["step"] for _, sign in others):
+            return f"rank {last} hangs {where}"
+        if ahead:
+            rank, sign = ahead[0]
+            return f"rank {last} hangs {where}, or rank {rank} ({sign['doing']})"
+        return f"all ranks hang {where}"
 
     def _end(self, reason: str) -> None:
         """End the process, whether the reason can be said or not."""
