@@ -34,10 +34,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     lines = read_metrics(folder / "metrics.jsonl")
     logged = [line for line in lines if "loss" in line]
     accuracies: dict[str, float] = {}
+    last: dict[str, float] = {}
     for line in lines:
         for key, value in line.items():
             if key.startswith("accuracy/"):
                 accuracies[key] = max(value, accuracies.get(key, value))
+                last[key] = value
     return {
         "settings": flat(to_dict(load_config(folder / "config.yaml"))),
         "state": _state(folder),
@@ -46,6 +48,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "images_per_second": logged[-1]["images_per_second"] if logged else None,
         "hours": _hours(folder),
         "best": accuracies,
+        "last": last,
     }
 
 
