@@ -58,12 +58,18 @@ def keys32(key: int, counter_X: torch.Tensor) -> torch.Tensor:
     return _mix32(state_X, torch.empty_like(state_X))
 
 
-def bits32(row_R: torch.Tensor, column_W: torch.Tensor) -> torch.Tensor:
-    """32 random bits, int32 [R, W], for each place of a matrix, from `keys32` of its rows and of
-    its columns. All work is in 32 bits, which a processor takes eight at a time.
+def bits32(
+    row_R: torch.Tensor, column_W: torch.Tensor, out: torch.Tensor, spare: torch.Tensor
+) -> None:
+    """32 random bits for each place of a matrix, from `keys32` of its rows and of its columns.
+
+    All work is in 32 bits, which a processor takes eight at a time.
+
+    Args:
+        out: where they go, int32 [R, W].
+        spare: a buffer like it.
     """
-    state_RW = row_R[:, None] ^ column_W
-    return _mix32(state_RW, torch.empty_like(state_RW))
+    _mix32(torch.bitwise_xor(row_R[:, None], column_W, out=out), spare)
 
 
 def _mix32(state_X: torch.Tensor, spare_X: torch.Tensor) -> torch.Tensor:

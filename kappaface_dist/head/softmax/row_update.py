@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from kappaface_dist.head.rounding import Rounding
+from kappaface_dist.head.rounding import Rounder, Rounding
 from kappaface_dist.head.softmax.rows import split_rows, value_dtype
 from kappaface_dist.head.softmax.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
 from kappaface_dist.head.softmax.settings import Softmax
@@ -148,6 +148,7 @@ def update_centres(
             both = {**numbers, **vars(rounding)}
             tiled_update(batches, softmax, momentum_KD, targets.row_X, targets.term_XD, skip, both)
             return
+    rounder = Rounder(rounding, rows.numbers, len(rows))
     for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}
         if kernels is not None and numbers is not None:
@@ -179,7 +180,7 @@ def update_centres(
         if rows.split:
             chunk_RD.copy_(split_rows(weight_RD))
         elif chunk_RD.dtype == torch.bfloat16:
-            rounding.round(weight_RD, rows.numbers(first, last), chunk_RD)
+            rounder.round(weight_RD, first, chunk_RD)
         rows.put_back(rows.weight_KD, first, last, chunk_RD)
         for name, tensor in state.items():
             rows.put_back(row_state[name], first, last, tensor)
