@@ -99,7 +99,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar="NAME:KEY=VALUE,...",
         help="a further arm: KappaFace with these settings, or name=ANOTHER with its own; lr=X is"
-        " its learning rate, centre_dtype, momentum_dtype and robust are its head's",
+        " its learning rate; centre_dtype, momentum_dtype, robust, sub_centres are its head's",
     )
     for name, (kind, metavar, text) in BUDGET_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"

@@ -1,6 +1,7 @@
 """The arms of the comparison: KappaFace, the controls that a gain must survive, and others."""
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,11 @@ from kappaface_dist.head.margins.image_trust import ROBUST, trust_for
 
 REFERENCE = "arcface"
 SOURCE = "kappaface"  # its margins give the fixed-margin arms theirs
-STATES = {
+STATES: dict[str, Sequence[Any]] = {
     "centre_dtype": ("fp32", "bf16"),
     "momentum_dtype": ("fp32", "bf16", "none"),
     "robust": ROBUST[1:],
+    "sub_centres": range(1, 101),
 }
 
 
@@ -31,7 +33,7 @@ class Arm:
             of ψ·m0 over its classes ("classes") or over its training images ("images").
         shuffled: the margins are dealt out anew to the classes at random after each refresh.
         lr: peak learning rate of this arm; None: the budget's.
-        centre_dtype, momentum_dtype, robust: of the head, as in configurations.
+        centre_dtype, momentum_dtype, robust, sub_centres: of the head, as in configurations.
         labels: where wrong ones are planted (`planted_noise.py`): "given", "cleaned" or "truth".
     """
 
@@ -43,6 +45,7 @@ class Arm:
     centre_dtype: str = "fp32"
     momentum_dtype: str = "fp32"
     robust: str = "off"
+    sub_centres: int = 1
     labels: str = "given"
 
     def build(self, scale: float, fixed: dict[str, float]) -> Margin:
@@ -111,7 +114,8 @@ JUDGE = Arm("no margin", {"name": "normface"})
 
 def parse_arm(text: str) -> tuple[str, Arm]:
     """A further arm from "NAME:key=value,key=value", settings of KappaFace unless it names another;
-    lr is the arm's own learning rate; centre_dtype, momentum_dtype and robust are its head's.
+    lr is the arm's own learning rate; centre_dtype, momentum_dtype, robust and sub_centres are its
+    head's.
 
     Raises:
         ValueError: it has another form, or the margin has no such setting.
@@ -131,9 +135,12 @@ def parse_arm(text: str) -> tuple[str, Arm]:
         raise ValueError(f"--arm is {text!r}: lr is {lr!r}, expected a number above 0")
     kept = {key: values.pop(key) for key in STATES if key in values}
     for key, value in kept.items():
-        if value not in STATES[key]:
-            expected = ", ".join(STATES[key])
-            raise ValueError(f"--arm is {text!r}: {key} is {value!r}, expected one of {expected}")
+        allowed = STATES[key]
+        if value not in allowed or type(value) is not type(allowed[0]):
+            expected = f"one of {', '.join(map(str, allowed))}"
+            if isinstance(allowed, range):
+                expected = f"{allowed[0]} to {allowed[-1]}"
+            raise ValueError(f"--arm is {text!r}: {key} is {value!r}, expected {expected}")
     margin = {"name": "kappaface", **values}
     trust_for(kept.get("robust", "off"), build_margin(**margin), torch.device("cpu"))
     return name, Arm(settings, margin, lr=lr, **kept)

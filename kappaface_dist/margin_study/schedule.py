@@ -17,7 +17,7 @@ import torch
 from kappaface_dist.commands import deaf_to_interrupts, end_with_parent
 from kappaface_dist.config.keys import Head
 from kappaface_dist.evaluation.one_to_one.pairs import score_pairs
-from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, Arm
+from kappaface_dist.margin_study.arms import JUDGE, REFERENCE, SOURCE, STATES, Arm
 from kappaface_dist.margin_study.dataset import load_dataset
 from kappaface_dist.margin_study.intervals import compare, mean_interval, verdict
 from kappaface_dist.margin_study.planted_noise import Noise, count_found, labelled, write_report
@@ -125,7 +125,7 @@ def _train_arm(experiment: Experiment, name: str, seed: int) -> str:
     budget, device = experiment.budget, experiment.device
     if arm.lr is not None:
         budget = replace(budget, lr=arm.lr)
-    kept = Head(centre_dtype=arm.centre_dtype, momentum_dtype=arm.momentum_dtype, robust=arm.robust)
+    kept = Head(**{name: getattr(arm, name) for name in STATES})
     if experiment.noise is not None:
         num_images = budget.epochs * len(dataset.label_I)
         report = experiment.labels(seed)

@@ -107,7 +107,7 @@ def train(
 
     Args:
         shuffled: each margin is at another class, dealt out anew after each refresh.
-        kept: centre_dtype, momentum_dtype and robust of the head.
+        kept: centre_dtype, momentum_dtype, robust and sub_centres of the head.
 
     Raises:
         RuntimeError: the loss is not finite.
@@ -178,6 +178,7 @@ def build_learner(
         ),
         centre_dtype=DTYPES[kept.centre_dtype],
         robust=kept.robust,
+        sub_centres=kept.sub_centres,
         seed=seed,
         device=place,
     )

@@ -71,11 +71,12 @@ def test_an_arm_has_its_own_rate_and_only_needed_arms_are_trained():
 
 
 def test_an_arm_has_its_own_state_of_the_head():
-    arm = parse_arm("half:name=arcface,centre_dtype=bf16,momentum_dtype=none")[1]
+    arm = parse_arm("half:name=arcface,centre_dtype=bf16,momentum_dtype=none,sub_centres=3")[1]
     assert (arm.centre_dtype, arm.momentum_dtype, arm.lr) == ("bf16", "none", None)
+    assert arm.sub_centres == 3
     assert arm.build(16.0, {}) == ArcFace(scale=16.0)
     plain = parse_arm("plain:name=arcface")[1]
-    assert (plain.centre_dtype, plain.momentum_dtype) == ("fp32", "fp32")
+    assert (plain.centre_dtype, plain.momentum_dtype, plain.sub_centres) == ("fp32", "fp32", 1)
 
 
 def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
@@ -97,7 +98,7 @@ def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
     "text",
     [
         *("cold", "cold:", "cold:temperature", ":temperature=1", "a:b=[1", "a:lr=0", "a:lr=x"),
-        *("a:centre_dtype=fp16", "a:momentum_dtype=2"),
+        *("a:centre_dtype=fp16", "a:momentum_dtype=2", "a:sub_centres=0", "a:sub_centres=true"),
     ],
 )
 def test_a_malformed_arm_is_refused(text):

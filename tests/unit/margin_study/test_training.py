@@ -61,6 +61,10 @@ def test_the_arm_s_state_of_the_head_is_the_one_that_trains():
     kept = learner.head.sharded_state()
     assert "momentum" not in learner.head.row_state
     assert kept["weight"].dtype == torch.bfloat16
+    several = build_learner(
+        data.count_C, ArcFace(scale=16.0), budget, 0, Head(sub_centres=2), "cpu"
+    )
+    assert several.head.sharded_state()["weight"].shape == (8, 2, 16)
     plain, half = (train(data, ArcFace(scale=16.0), budget, 0, kept=k) for k in (None, small))
     assert plain.loss_E.shape == half.loss_E.shape == (2,)
     assert (plain.loss_E != half.loss_E).all()
