@@ -99,6 +99,10 @@ RUN = {
     "kappaface_dist/head/partial_fc.py": [
         'self.refuses_labels = device.type == "cpu"  # looking at a GPU\'s would stall it',
     ],
+    "kappaface_dist/head/rounding.py": [
+        "if part_RD.is_cuda or not torch.stack(part_RD.aminmax()).isfinite().all():",
+        "bits_RW &= -part_RD.isfinite().all(dim=1, keepdim=True).int()",
+    ],
     "kappaface_dist/head/softmax/products.py": [
         'if dtype != torch.bfloat16 or device_type != "cuda" or HAS_FP32_SUMS:',
         "if dtype != out.dtype and out.is_cuda and HAS_FP32_SUMS:",
