@@ -127,21 +127,25 @@ def draw_comparison(path: Path, report: dict[str, Any]) -> None:
 
 
 def draw_losses(path: Path, report: dict[str, Any]) -> None:
-    """Training loss by epoch of each arm, and its difference to the reference's by seed."""
+    """Training loss by epoch of each arm, and its difference to the reference's by seed.
+
+    Over the epochs that all seeds have: where images are left out, the same steps are more epochs.
+    """
     figure = Figure(figsize=(11, 4.4), layout="constrained", dpi=120)
     loss, difference = figure.subplots(1, 2)
     reference = report["reference"]
     details = report["details"]
-    base_SE = np.array(details[reference]["loss_by_epoch"])
+    base_SE = _shared_epochs(details[reference]["loss_by_epoch"])
     for number, (name, detail) in enumerate(details.items()):
-        loss_SE = np.array(detail["loss_by_epoch"])
+        loss_SE = _shared_epochs(detail["loss_by_epoch"])
         if len(loss_SE) == 0:
             continue
         epoch_E = np.arange(1, loss_SE.shape[1] + 1)
         colour = f"C{number % 10}"
         loss.plot(epoch_E, loss_SE.mean(axis=0), color=colour, label=name)
-        if name != reference and base_SE.shape == loss_SE.shape:
-            gap_SE = loss_SE - base_SE
+        if name != reference and len(base_SE) == len(loss_SE):
+            shared = min(base_SE.shape[1], loss_SE.shape[1])
+            gap_SE, epoch_E = loss_SE[:, :shared] - base_SE[:, :shared], epoch_E[:shared]
             difference.plot(epoch_E, gap_SE.mean(axis=0), color=colour)
             intervals = [mean_interval(gap_S)["interval"] for gap_S in gap_SE.T]
             if None not in intervals:
@@ -158,6 +162,12 @@ def draw_losses(path: Path, report: dict[str, Any]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path)
+
+
+def _shared_epochs(losses: list[list[float]]) -> np.ndarray:
+    """[S, E] of the losses by seed."""
+    shared = min(map(len, losses), default=0)
+    return np.array([loss[:shared] for loss in losses])
 
 
 def _bar(axes: Axes, entry: dict[str, Any], height: float, colour: str) -> None:
