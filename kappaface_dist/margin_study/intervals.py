@@ -61,6 +61,11 @@ def difference_interval(values: Sequence[float] | np.ndarray, comparisons: int) 
     return found | {"corrected": [mean - half, mean + half], "detectable": detectable}
 
 
+def plus_minus(interval: Sequence[float] | None) -> str:
+    """Half of an interval in points, as " ± 0.50"; nothing where there is none."""
+    return "" if interval is None else f" ± {100 * ((interval[1] - interval[0]) / 2):.2f}"
+
+
 def compare(
     arms: dict[str, dict[str, list[float]]], reference: str = REFERENCE
 ) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kappaface_dist.margin_study.intervals import MEASURES, mean_interval
+from kappaface_dist.margin_study.intervals import MEASURES, mean_interval, plus_minus
 
 PAIRS = (("all", "all pairs"), ("small", "pairs like small classes"))
 HEADS = "".join(f"{key:^16}" for key in ("accuracy", "of small", "AUC"))
@@ -83,10 +83,7 @@ def _detectable(paired: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _cell(entry: dict[str, Any], sign: str) -> str:
-    text = f"{100 * entry['mean']:{sign}.2f}"
-    if entry["interval"] is not None:
-        half = (entry["interval"][1] - entry["interval"][0]) / 2
-        text += f" ± {100 * half:.2f}"
+    text = f"{100 * entry['mean']:{sign}.2f}{plus_minus(entry['interval'])}"
     return f"{text:^16}"
 
 

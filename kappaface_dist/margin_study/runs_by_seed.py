@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kappaface_dist.margin_study.intervals import difference_interval, mean_interval
+from kappaface_dist.margin_study.intervals import difference_interval, mean_interval, plus_minus
 from kappaface_dist.training.run_table import NAMES
 
 SEED = "run.seed"
@@ -68,23 +68,23 @@ def _arm(
     shared = sorted(seeds if reference is None else seeds.keys() & reference.keys())
     sets = {}
     for name in sorted(set().union(*(runs[folder]["last"] for folder in seeds.values()))):
-        with_it = {
-            seed: runs[folder]["last"][name]
-            for seed, folder in sorted(seeds.items())
-            if name in runs[folder]["last"]
-        }
-        sets[name] = {"by_seed": with_it, **mean_interval(list(with_it.values()))}
+        own = _accuracies(runs, seeds, name)
+        sets[name] = {"by_seed": own, **mean_interval(list(own.values()))}
         if reference is not None:
-            there = {seed: runs[reference[seed]]["last"].get(name) for seed in shared}
-            differences = [
-                with_it[seed] - there[seed]
-                for seed in shared
-                if seed in with_it and there[seed] is not None
-            ]
+            other = _accuracies(runs, reference, name)
+            differences = [own[seed] - other[seed] for seed in own if seed in other]
             sets[name]["difference"] = (
                 difference_interval(differences, comparisons) if differences else None
             )
     return {"seeds": sorted(seeds), "shared_seeds": shared, "sets": sets}
+
+
+def _accuracies(
+    runs: dict[str, dict[str, Any]], seeds: dict[int, str], name: str
+) -> dict[int, float]:
+    """On one set, by seed, of the runs that were verified on it."""
+    last = {seed: runs[folder]["last"] for seed, folder in sorted(seeds.items())}
+    return {seed: found[name] for seed, found in last.items() if name in found}
 
 
 def seeds_table(report: dict[str, Any], against: str) -> str:
@@ -99,19 +99,14 @@ def seeds_table(report: dict[str, Any], against: str) -> str:
         if only:
             lines.append(f"  {only} of them have no partner among those of {against}: left out")
         for name, found in arm["sets"].items():
-            cells = [f"  {name:<24}{100 * found['mean']:7.2f}{_half(found, 'interval')}"]
+            cells = [f"  {name:<24}{100 * found['mean']:7.2f}{plus_minus(found['interval'])}"]
             difference = found.get("difference")
             if difference is not None:
                 cells.append(
-                    f"{100 * difference['mean']:+.2f}{_half(difference, 'interval')}"
-                    f" [{_half(difference, 'corrected').strip() or 'one seed'}]"
+                    f"{100 * difference['mean']:+.2f}{plus_minus(difference['interval'])}"
+                    f" [{plus_minus(difference['corrected']).strip() or 'one seed'}]"
                 )
             lines.append("   ".join(cells))
     if report["left_out"]:
         lines.append(f"not finished, left out: {', '.join(report['left_out'])}")
     return "\n".join(lines)
-
-
-def _half(found: dict[str, Any], key: str) -> str:
-    interval = found[key]
-    return "" if interval is None else f" ± {50 * (interval[1] - interval[0]):.2f}"
