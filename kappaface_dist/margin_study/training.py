@@ -156,7 +156,9 @@ def build_learner(
     """What a run's own step trains, for one arm and seed."""
     config = Config(
         run=Run(seed=seed),
-        backbone=Backbone(name=budget.backbone, embedding_size=budget.embedding_size),
+        backbone=Backbone(
+            name=budget.backbone, embedding_size=budget.embedding_size, channels_last=True
+        ),
         data=Data(batch_size=budget.batch_size, image_size=budget.image_size),
         head=kept,
         optimizer=Optimizer(
