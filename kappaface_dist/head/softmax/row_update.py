@@ -12,7 +12,13 @@ import torch
 
 from kappaface_dist.head.rounding import Rounder, Rounding
 from kappaface_dist.head.softmax.rows import split_rows, value_dtype
-from kappaface_dist.head.softmax.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
+from kappaface_dist.head.softmax.second_pass import (
+    MicroBatch,
+    TargetTerms,
+    gradient,
+    raw_gradients,
+    second_chunks,
+)
 from kappaface_dist.head.softmax.settings import Softmax
 from kappaface_dist.head.softmax.tiles import takes, tiled_update
 
@@ -67,8 +73,12 @@ class SGDRows:
         if self.weight_decay:
             gradient_RD.add_(weight_RD, alpha=self.weight_decay)
         if self.momentum:
-            gradient_RD.add_(state["momentum"], alpha=self.momentum)
-            state["momentum"].copy_(gradient_RD)
+            momentum_RD = state["momentum"]
+            if momentum_RD.dtype == gradient_RD.dtype:
+                torch.add(gradient_RD, momentum_RD, alpha=self.momentum, out=momentum_RD)
+                gradient_RD = momentum_RD
+            else:  # rounded after the centres have moved by it
+                momentum_RD.copy_(gradient_RD.add_(momentum_RD, alpha=self.momentum))
         weight_RD.add_(gradient_RD, alpha=-lr * self.lr_factor)
 
     def fused_numbers(self) -> dict[str, float] | None:
@@ -149,11 +159,12 @@ def update_centres(
             tiled_update(batches, softmax, momentum_KD, targets.row_X, targets.term_XD, skip, both)
             return
     rounder = Rounder(rounding, rows.numbers, len(rows))
-    for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
+    for chunk, h_RD in raw_gradients(batches, second_chunks(batches, softmax)):
+        first, last, lying_RD = chunk.first, chunk.last, chunk.lying_RD
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}
         if kernels is not None and numbers is not None:
             kernels.update_rows(
-                chunk_RD,
+                lying_RD,
                 h_RD,
                 state.get("momentum"),
                 targets.row_X,
@@ -165,12 +176,11 @@ def update_centres(
                 **vars(rounding),
                 **numbers,
             )
-            rows.put_back(rows.weight_KD, first, last, chunk_RD)
+            rows.put_back(rows.weight_KD, first, last, lying_RD)
             for name, tensor in state.items():
                 rows.put_back(row_state[name], first, last, tensor)
             continue
-        weight_RD = rows.centres(chunk_RD)
-        gradient_RD = gradient(weight_RD, h_RD, targets, first)
+        weight_RD, gradient_RD = chunk.centre_RD, gradient(chunk, h_RD, targets)
         tensors = {"weight": weight_RD, **state}
         before = {name: t.clone() for name, t in tensors.items()} if skip is not None else {}
         optimizer.update(weight_RD, gradient_RD, state, lr)
@@ -178,9 +188,9 @@ def update_centres(
             for name, tensor in before.items():
                 tensors[name].copy_(torch.where(skip, tensor, tensors[name]))
         if rows.split:
-            chunk_RD.copy_(split_rows(weight_RD))
-        elif chunk_RD.dtype == torch.bfloat16:
-            rounder.round(weight_RD, first, chunk_RD)
-        rows.put_back(rows.weight_KD, first, last, chunk_RD)
+            lying_RD.copy_(split_rows(weight_RD))
+        elif lying_RD.dtype == torch.bfloat16:
+            rounder.round(weight_RD, first, lying_RD)
+        rows.put_back(rows.weight_KD, first, last, lying_RD)
         for name, tensor in state.items():
             rows.put_back(row_state[name], first, last, tensor)

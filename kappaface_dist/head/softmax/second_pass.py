@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from kappaface_dist.head.margins.base import Images, Negatives
+from kappaface_dist.head.softmax.chunks import Chunk, Chunks
 from kappaface_dist.head.softmax.logit_cache import LogitCache
 from kappaface_dist.head.softmax.loss import inverse_denominators
 from kappaface_dist.head.softmax.negligible import Tiles
 from kappaface_dist.head.softmax.peaks import scale_down
 from kappaface_dist.head.softmax.products import multiply
 from kappaface_dist.head.softmax.rows import Rows, value_dtype
-from kappaface_dist.head.softmax.settings import Softmax, inverse_norms
-from kappaface_dist.head.softmax.streaming import Chunks
+from kappaface_dist.head.softmax.settings import Softmax
 
 
 @dataclass(frozen=True)
@@ -93,74 +93,71 @@ class TargetTerms:
         h_RD.index_add_(0, place_X, term_XD * inverse_X[:, None])
 
 
+def second_chunks(batches: list[MicroBatch], softmax: Softmax) -> Chunks:
+    """The chunks of `raw_gradients`, with buffers for the largest of the batches."""
+    largest = max(batches, key=lambda batch: len(batch.column_G))
+    return Chunks(largest.embedding_GD, largest.rows, softmax)
+
+
 def raw_gradients(
-    batches: list[MicroBatch], softmax: Softmax
-) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """Second pass: (first, last, centres as they lie [R, D], h [R, D]) for each chunk of rows.
+    batches: list[MicroBatch], chunks: Chunks
+) -> Iterator[tuple[Chunk, torch.Tensor]]:
+    """Second pass: each chunk of rows and its h [R, D].
 
     This is h without the targets' terms, which `gradient` or the kernel adds.
     The micro-batches share their rows. A chunk's centres and h may be changed before
     the next chunk is asked for; h lies in a buffer that the next chunk takes.
     """
-    weighted = []
+    softmax, weighted = chunks.softmax, []
     for batch in batches:
         factor = batch.factor * softmax.scale / len(batch.column_G)
         weight_G = inverse_denominators(batch.log_denominator_G) * factor
         weighted.append(batch.embedding_GD * weight_G[:, None])
-    largest = max(batches, key=lambda batch: len(batch.column_G))
-    chunks = Chunks(largest.embedding_GD, largest.rows, softmax)
     buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
     taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
-    for place, (first, last, chunk_RD) in enumerate(chunks):
-        h_RD, num_added = buffer_RD[: last - first], 0
+    for place, chunk in enumerate(chunks):
+        h_RD, num_added = buffer_RD[: len(chunk)], 0
         for batch, weighted_GD, images in zip(batches, weighted, taken, strict=True):
             image_M = None if images is None else images[place]
             if image_M is not None and not len(image_M):
                 continue
-            if batch.peak_G is not None and batch.cache.get(first, last) is not None:
+            if batch.peak_G is not None and batch.cache.get(chunk.first, chunk.last) is not None:
                 weighted_GD = weighted_GD.clone()
-                scale_down(batch.cache.peaks[first], batch.peak_G, weighted_GD)
+                scale_down(batch.cache.peaks[chunk.first], batch.peak_G, weighted_GD)
             if image_M is not None:
                 weighted_GD = weighted_GD.index_select(0, image_M)
-            share_GR = _shares(chunks, batch, chunk_RD, first, image_M)
+            share_GR = _shares(chunks, batch, chunk, image_M)
             multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=num_added > 0)
             num_added += 1
         if not num_added:
             h_RD.zero_()
-        yield first, last, chunk_RD, h_RD
+        yield chunk, h_RD
 
 
 def _shares(
-    chunks: Chunks,
-    batch: MicroBatch,
-    chunk_RD: torch.Tensor,
-    first: int,
-    image_M: torch.Tensor | None,
+    chunks: Chunks, batch: MicroBatch, chunk: Chunk, image_M: torch.Tensor | None
 ) -> torch.Tensor:
     """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
-    kept_GR = batch.cache.get(first, first + len(chunk_RD))
+    kept_GR = batch.cache.get(chunk.first, chunk.last)
     if kept_GR is not None:
-        return kept_GR if image_M is None else kept_GR.index_select(0, image_M)
-    operand_RD = batch.rows.operand(chunk_RD, chunks.softmax.dtype)
+        return chunks.kept(kept_GR if image_M is None else kept_GR.index_select(0, image_M))
     embedding_GD, column_G, peak_G = batch.embedding_GD, batch.column_G, batch.peak_G
     if image_M is not None:
         embedding_GD = embedding_GD.index_select(0, image_M)
         column_G = column_G.index_select(0, image_M)
         peak_G = None if peak_G is None else peak_G.index_select(0, image_M)
-    product_MR, inverse_R = chunks.products(embedding_GD, operand_RD)
+    product_MR = chunks.products(embedding_GD, chunk)
     share_MR, _ = chunks.shares(
-        product_MR, inverse_R, column_G, first, negatives=batch.negatives, peak_G=peak_G
+        product_MR, chunk, column_G, negatives=batch.negatives, peak_G=peak_G
     )
     return share_MR
 
 
-def gradient(
-    weight_RD: torch.Tensor, h_RD: torch.Tensor, targets: TargetTerms, first: int
-) -> torch.Tensor:
+def gradient(chunk: Chunk, h_RD: torch.Tensor, targets: TargetTerms) -> torch.Tensor:
     """d objective / d w of a chunk, in h's place: the targets' terms, then h − ŵ (ŵ·h)."""
-    inverse_R = inverse_norms(weight_RD, weight_RD.dtype)
-    targets.add_to(h_RD, first, inverse_R)
-    radial_R = torch.linalg.vecdot(h_RD, weight_RD).mul_(inverse_R.square_())
+    weight_RD, inverse_R = chunk.centre_RD, chunk.inverse_R
+    targets.add_to(h_RD, chunk.first, inverse_R)
+    radial_R = torch.linalg.vecdot(h_RD, weight_RD).mul_(inverse_R).mul_(inverse_R)
     return h_RD.addcmul_(weight_RD, radial_R[:, None], value=-1.0)
 
 
@@ -169,7 +166,8 @@ def whole_gradient(batches: list[MicroBatch], softmax: Softmax) -> torch.Tensor:
     rows = batches[0].rows
     dtype = value_dtype(rows.weight_KD.dtype)
     gradient_KD, targets = torch.zeros_like(rows.weight_KD, dtype=dtype), TargetTerms(batches)
-    for first, last, chunk_RD, h_RD in raw_gradients(batches, softmax):
-        place = slice(first, last) if rows.index_S is None else rows.index_S[first:last]
-        gradient_KD[place] = gradient(rows.centres(chunk_RD), h_RD, targets, first)
+    for chunk, h_RD in raw_gradients(batches, second_chunks(batches, softmax)):
+        place = slice(chunk.first, chunk.last)
+        index = place if rows.index_S is None else rows.index_S[place]
+        gradient_KD[index] = gradient(chunk, h_RD, targets)
     return gradient_KD
