@@ -12,13 +12,7 @@ import torch
 
 from kappaface_dist.head.rounding import Rounder, Rounding
 from kappaface_dist.head.softmax.rows import split_rows, value_dtype
-from kappaface_dist.head.softmax.second_pass import (
-    MicroBatch,
-    TargetTerms,
-    gradient,
-    raw_gradients,
-    second_chunks,
-)
+from kappaface_dist.head.softmax.second_pass import MicroBatch, TargetTerms, gradient, raw_gradients
 from kappaface_dist.head.softmax.settings import Softmax
 from kappaface_dist.head.softmax.tiles import takes, tiled_update
 
@@ -159,7 +153,7 @@ def update_centres(
             tiled_update(batches, softmax, momentum_KD, targets.row_X, targets.term_XD, skip, both)
             return
     rounder = Rounder(rounding, rows.numbers, len(rows))
-    for chunk, h_RD in raw_gradients(batches, second_chunks(batches, softmax)):
+    for chunk, h_RD in raw_gradients(batches, softmax):
         first, last, lying_RD = chunk.first, chunk.last, chunk.lying_RD
         state = {name: rows.select(t, first, last) for name, t in row_state.items()}
         if kernels is not None and numbers is not None:

@@ -93,14 +93,8 @@ class TargetTerms:
         h_RD.index_add_(0, place_X, term_XD * inverse_X[:, None])
 
 
-def second_chunks(batches: list[MicroBatch], softmax: Softmax) -> Chunks:
-    """The chunks of `raw_gradients`, with buffers for the largest of the batches."""
-    largest = max(batches, key=lambda batch: len(batch.column_G))
-    return Chunks(largest.embedding_GD, largest.rows, softmax)
-
-
 def raw_gradients(
-    batches: list[MicroBatch], chunks: Chunks
+    batches: list[MicroBatch], softmax: Softmax
 ) -> Iterator[tuple[Chunk, torch.Tensor]]:
     """Second pass: each chunk of rows and its h [R, D].
 
@@ -108,11 +102,13 @@ def raw_gradients(
     The micro-batches share their rows. A chunk's centres and h may be changed before
     the next chunk is asked for; h lies in a buffer that the next chunk takes.
     """
-    softmax, weighted = chunks.softmax, []
+    weighted = []
     for batch in batches:
         factor = batch.factor * softmax.scale / len(batch.column_G)
         weight_G = inverse_denominators(batch.log_denominator_G) * factor
         weighted.append(batch.embedding_GD * weight_G[:, None])
+    largest = max(batches, key=lambda batch: len(batch.column_G))
+    chunks = Chunks(largest.embedding_GD, largest.rows, softmax)
     buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
     taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
     for place, chunk in enumerate(chunks):
@@ -166,7 +162,7 @@ def whole_gradient(batches: list[MicroBatch], softmax: Softmax) -> torch.Tensor:
     rows = batches[0].rows
     dtype = value_dtype(rows.weight_KD.dtype)
     gradient_KD, targets = torch.zeros_like(rows.weight_KD, dtype=dtype), TargetTerms(batches)
-    for chunk, h_RD in raw_gradients(batches, second_chunks(batches, softmax)):
+    for chunk, h_RD in raw_gradients(batches, softmax):
         place = slice(chunk.first, chunk.last)
         index = place if rows.index_S is None else rows.index_S[place]
         gradient_KD[index] = gradient(chunk, h_RD, targets)
