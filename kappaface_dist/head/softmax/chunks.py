@@ -1,7 +1,7 @@
 """Chunks of a shard's rows, and what a batch makes of one: products, then Q and its part of Z.
 
 The formulas are those of `streaming.py`.
-Shapes: G images on all ranks, D embedding size, R rows of one chunk, S the rows in use.
+Shapes: G images on all ranks, D embedding size, R rows of one chunk.
 """
 
 from collections.abc import Iterator
@@ -91,6 +91,8 @@ class Chunk:
         self.first, self.last = first, last
         self.lying_RD = rows.select(rows.weight_KD, first, last)
         self._rows, self._dtype, self._buffer_RD = rows, dtype, buffer_RD
+        # The products read the values themselves, neither rounded nor their upper halves.
+        self._reads_values = not rows.split and dtype == value_dtype(self.lying_RD.dtype)
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -105,7 +107,7 @@ class Chunk:
     @cached_property
     def operand_RD(self) -> torch.Tensor:
         """What the matrix products read."""
-        if self._buffer_RD is not None and self._dtype == self._buffer_RD.dtype:
+        if self._reads_values:
             return self.centre_RD
         return self._rows.operand(self.lying_RD, self._dtype)
 
@@ -117,7 +119,7 @@ class Chunk:
     @cached_property
     def inverse_R(self) -> torch.Tensor:
         """1/‖w_j‖ of the values."""
-        if self.operand_RD is self.centre_RD:
+        if self._reads_values:
             return self.operand_inverse_R
         return inverse_norms(self.centre_RD, self.centre_RD.dtype)
 

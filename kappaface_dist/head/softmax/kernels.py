@@ -3,7 +3,7 @@
 `exponentiate` reads a chunk's fp32 products once and writes Q in bf16 and the row sums;
 `update_rows`, of `update_kernel.py`, reads h, centre and momentum once and writes the last two.
 The kernels that write no logits, `tile_sums.py` and `tile_update.py`, are handed out here too.
-All compute what the plain functions of `streaming.py`, `row_update.py` and `rounding.py` do, in
+All compute what the plain functions of `chunks.py`, `row_update.py` and `rounding.py` do, in
 the same order on every run. They take tensors and numbers alone.
 With TRITON_INTERPRET=1 they run on the CPU, slowly, for tests.
 Shapes: G images on all ranks, R rows of one chunk.
