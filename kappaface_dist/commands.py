@@ -28,13 +28,6 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def num_cores() -> int:
-    """Cores that this process may use; fewer than the machine has in a container or a job."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def image_progress() -> Callable[[int, int], None]:
     """A bar, on a terminal, once it is first told (images done, images in all)."""
     bar: tqdm | None = None

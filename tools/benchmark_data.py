@@ -12,6 +12,7 @@ from typing import Any
 
 from kappaface_dist import commands, options
 from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.parallel.cores import num_cores
 from kappaface_dist.planning.loader_benchmark import Task, take_turns, time_reader
 
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cores = commands.num_cores()
+    cores = num_cores()
     catalog = open_catalog(args.data)
     task = Task(
         args.data,

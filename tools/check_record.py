@@ -11,6 +11,7 @@ import numpy as np
 from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.check import CheckReport, check_catalog
 from kappaface_dist.data.sources.catalog import open_catalog
+from kappaface_dist.parallel.cores import num_cores
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     catalog = open_catalog(args.data if len(args.data) > 1 else args.data[0])
     report = check_catalog(
         catalog,
-        num_threads=args.threads or commands.num_cores(),
+        num_threads=args.threads or num_cores(),
         progress=commands.image_progress(),
     )
     numbers = summary(report)

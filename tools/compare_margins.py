@@ -56,6 +56,7 @@ from kappaface_dist.margin_study.report import comparison_table, draw_comparison
 from kappaface_dist.margin_study.schedule import Experiment, collect, run_experiment
 from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.training import Budget, check_budget
+from kappaface_dist.parallel.cores import num_cores
 
 QUICK = Budget(embedding_size=64, image_size=32, batch_size=32, epochs=6.0, scale=16.0)
 BUDGET_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
@@ -160,11 +161,10 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
         raise ValueError(f"--device is {args.device!r}, expected cpu or cuda")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, but torch finds no GPU here: leave it out")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = args.processes
     if processes is None:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-        processes = ranks or (1 if args.device == "cuda" else cores or 1)
+        processes = ranks or (1 if args.device == "cuda" else num_cores())
     for name, value in (("--seeds", args.seeds), ("--processes", processes)):
         if not 1 <= value <= 1024:
             raise ValueError(f"{name} is {value}, expected 1 to 1024")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from kappaface_dist import commands, options
 from kappaface_dist.made_up_faces.dataset import write_faces
+from kappaface_dist.parallel.cores import num_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--processes",
         type=int,
-        default=commands.num_cores(),
+        default=num_cores(),
         help="processes that draw; the result is the same for any number (default: every core)",
     )
     options.add_json(parser)

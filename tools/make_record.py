@@ -12,6 +12,7 @@ from pathlib import Path
 from kappaface_dist import commands, options
 from kappaface_dist.data.prepare.make_record import make_record
 from kappaface_dist.data.sources.base import LeftOut
+from kappaface_dist.parallel.cores import num_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--processes",
         type=int,
-        default=commands.num_cores(),
+        default=num_cores(),
         help="that read, resize and encode; the result is the same (default: every core)",
     )
     parser.add_argument(

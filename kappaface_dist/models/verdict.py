@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from kappaface_dist.commands import num_cores
 from kappaface_dist.evaluation.one_to_one.bootstrap import pair_identities
 from kappaface_dist.evaluation.one_to_one.paired import Difference, paired_differences
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult, evaluate_pairs
 from kappaface_dist.evaluation.reports.table_formats import as_text
 from kappaface_dist.evaluation.sets.pair_file import PairFile
 from kappaface_dist.models.exported import ExportedNetwork
+from kappaface_dist.parallel.cores import num_cores
 
 # Images at a time: one, as a door does it, and many, as a search engine does.
 SPEED_BATCHES = (1, 32)

@@ -3,6 +3,7 @@
 from typing import Any
 
 LARGE = {"classes": 1_250_000, "batch": 1024, "dtype": "bf16"}
+SHARE = {**LARGE, "classes": 12_500_000, "repeats": 3}
 CACHED = {**LARGE, "logit_cache_bytes": 2 * 1_250_000 * 1024}
 HALVES = {"centre_dtype": "bf16", "momentum_dtype": "bf16"}
 TILES = {"fused": "tiles", "dense": False}
@@ -30,5 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
         for classes in (250_000, 500_000, 2_500_000)
     },
     **{f"batch {batch}": {**LARGE, "batch": batch, "dense": False} for batch in (256, 512, 2048)},
-    "a rank's share of 100M": {**LARGE, "classes": 12_500_000, "dense": False, "repeats": 3},
+    "a rank's share of 100M": {**SHARE, "dense": False},
+    "the same, no logits": {**SHARE, **TILES},
+    "the same, no logits, 2 bytes": {**SHARE, **HALVES, **TILES, "momentum_dtype": "none"},
 }

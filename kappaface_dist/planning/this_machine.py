@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from kappaface_dist.commands import num_cores
+from kappaface_dist.parallel.cores import num_cores
 from kappaface_dist.planning.step_time import DEVICES
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")

@@ -6,10 +6,11 @@ import torch
 
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
-from kappaface_dist.data.loading.loader import build_loader, threads_per_rank
+from kappaface_dist.data.loading.loader import build_loader
 from kappaface_dist.data.loading.stored_rows import StoredRows
 from kappaface_dist.data.loading.together import Streams, Together
 from kappaface_dist.data.sources.catalog import Catalog
+from kappaface_dist.parallel.cores import threads_per_rank
 
 
 def new_loader(

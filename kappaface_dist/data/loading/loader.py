@@ -4,7 +4,6 @@ Shapes: B images on this rank, H W the image size.
 """
 
 import logging
-import os
 import weakref
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from kappaface_dist.data.loading.stored_rows import StoredRows
 from kappaface_dist.data.normalisation import normalise
 from kappaface_dist.data.sources.catalog import Catalog
 from kappaface_dist.parallel import ranks as parallel
+from kappaface_dist.parallel.cores import threads_per_rank
 
 logger = logging.getLogger(__name__)
 
@@ -239,10 +239,3 @@ def build_loader(
         labels=Labels(catalog, labels, seed, with_slots=with_slots),
         rows=rows,
     )
-
-
-def threads_per_rank() -> int:
-    """The cores that this process may use, divided by the processes on this machine."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    num_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kappaface_dist.head import shard
 from kappaface_dist.head.shard import initial_centres, shard_classes
 
 CPU = torch.device("cpu")
@@ -24,6 +25,14 @@ def test_initial_centres_do_not_depend_on_the_ranks(num_ranks):
         for rank in range(num_ranks)
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 7])
+def test_initial_centres_do_not_depend_on_the_cores(monkeypatch, num_threads):
+    expected = initial_centres(range(900, 5000), 8, 1, torch.float32, CPU)
+    monkeypatch.setattr(shard, "threads_per_rank", lambda: num_threads)
+    found = initial_centres(range(900, 5000), 8, 1, torch.float32, CPU)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_initial_centres_differ_between_classes_and_seeds():
