@@ -6,7 +6,6 @@ things are read as people write them: 360k, 2M, 2e6, 200_000.
 
 import argparse
 import re
-from collections.abc import Callable
 
 LARGEST = 2**53  # whole numbers up to it are exact as floats
 COUNT = re.compile(r"(\d[\d_]*\.?\d*|\.\d+)(e\+?\d{1,3})?([kmg]?)", re.IGNORECASE)
@@ -73,19 +72,14 @@ def add_threads(
     parser.add_argument("--threads", type=count, default=0, metavar="THREADS", help=text)
 
 
-def add_device(
-    parser: argparse.ArgumentParser,
-    default: str | None = "cpu",
-    *,
-    kind: Callable[[str], str] = device,
-) -> None:
-    """What computes; kind checks the name, str leaves it to the tool.
+def add_device(parser: argparse.ArgumentParser, default: str | None = "cpu") -> None:
+    """What computes, for `parallel.ranks.own_device`.
 
     Without a default it is a GPU for each process where there is one.
     """
     otherwise = "%(default)s" if default else "a GPU for each process, cpu where there is none"
     text = f"cpu, cuda, or one of several GPUs, cuda:1 (default: {otherwise})"
-    parser.add_argument("--device", type=kind, default=default, metavar="DEVICE", help=text)
+    parser.add_argument("--device", type=device, default=default, metavar="DEVICE", help=text)
 
 
 def add_bootstrap(parser: argparse.ArgumentParser, default: int, whose: str) -> None:

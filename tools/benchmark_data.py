@@ -13,6 +13,7 @@ from typing import Any
 from kappaface_dist import commands, options
 from kappaface_dist.data.sources.catalog import open_catalog
 from kappaface_dist.parallel.cores import num_cores
+from kappaface_dist.parallel.ranks import own_device
 from kappaface_dist.planning.loader_benchmark import Task, take_turns, time_reader
 
 
@@ -37,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cores = num_cores()
+    own_device(args.device)  # which is there
     catalog = open_catalog(args.data)
     task = Task(
         args.data,

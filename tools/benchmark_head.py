@@ -220,10 +220,7 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
     """One process's part; rank is its number, where this program has started it."""
     if port is not None:
         parallel.take_rank(rank, arguments.ranks, port)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
-    started = parallel.start()
-    report = run_cases(arguments, started if arguments.device == "cuda" else torch.device("cpu"))
+    report = run_cases(arguments, parallel.start(device_name=arguments.device))
     if parallel.rank() == 0:
         commands.write_json(arguments.json, report)
     parallel.stop()

@@ -215,10 +215,7 @@ def run_rank(rank: int, arguments: argparse.Namespace, port: int | None) -> None
     """One process's part; rank is its number, where this program has started it."""
     if port is not None:
         parallel.take_rank(rank, arguments.ranks, port)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
-    started = parallel.start()
-    device = started if arguments.device == "cuda" else torch.device("cpu")
+    device = parallel.start(device_name=arguments.device)
     report = benchmark(arguments, device)
     is_first = parallel.rank() == 0
     parallel.stop()

@@ -44,7 +44,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from kappaface_dist import options
@@ -57,6 +56,7 @@ from kappaface_dist.margin_study.schedule import Experiment, collect, run_experi
 from kappaface_dist.margin_study.settings import check_settings
 from kappaface_dist.margin_study.training import Budget, check_budget
 from kappaface_dist.parallel.cores import num_cores
+from kappaface_dist.parallel.ranks import own_device
 
 QUICK = Budget(embedding_size=64, image_size=32, batch_size=32, epochs=6.0, scale=16.0)
 BUDGET_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
@@ -106,7 +106,7 @@ def parse_args() -> argparse.Namespace:
         option = f"--{name.replace('_', '-')}"
         values = f"{getattr(Budget(), name)}, quick: {getattr(QUICK, name)}"
         parser.add_argument(option, type=kind, metavar=metavar, help=f"{text} ({values})")
-    options.add_device(parser, kind=str)
+    options.add_device(parser)
     parser.add_argument(
         "--processes", type=int, help="trainings side by side (default: every core, one on cuda)"
     )
@@ -157,14 +157,11 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
         raise ValueError(
             "--identities and --unseen-identities are for made-up people, not for --train"
         )
-    if args.device not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {args.device!r}, expected cpu or cuda")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch finds no GPU here: leave it out")
+    device = own_device(args.device)
     processes = args.processes
     if processes is None:
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
-        processes = ranks or (1 if args.device == "cuda" else num_cores())
+        processes = ranks or (1 if device.type == "cuda" else num_cores())
     for name, value in (("--seeds", args.seeds), ("--processes", processes)):
         if not 1 <= value <= 1024:
             raise ValueError(f"{name} is {value}, expected 1 to 1024")
@@ -179,7 +176,7 @@ def make_experiment(args: argparse.Namespace) -> tuple[Experiment, int]:
     folder = args.out or Path("_".join(part for part in parts if part))
     reference = args.reference or (SOURCE if noise else REFERENCE)
     arms = choose_arms(args.arms, args.arm, reference, noisy=noise is not None)
-    return Experiment(folder, arms, args.seeds, budget, args.device, reference, noise), processes
+    return Experiment(folder, arms, args.seeds, budget, str(device), reference, noise), processes
 
 
 def prepare_data(args: argparse.Namespace, experiment: Experiment, processes: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from kappaface_dist import commands, options
+from kappaface_dist.parallel.ranks import own_device
 from kappaface_dist.planning.gpu_check import CHECKS, Machine
 from kappaface_dist.planning.gpu_head import HEADS
 from kappaface_dist.planning.gpu_ranks import RANKS
@@ -28,7 +29,7 @@ WORDS = 600  # letters of a line; a compiler's complaint is longer
 
 def parse_args() -> argparse.Namespace:
     parser = commands.new_parser(__doc__)
-    options.add_device(parser, "cuda", kind=str)
+    options.add_device(parser, "cuda")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, for a trial")
     parser.add_argument(
         "--minutes",
@@ -38,25 +39,6 @@ def parse_args() -> argparse.Namespace:
     )
     options.add_json(parser)
     return parser.parse_args()
-
-
-def chosen_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device is {name!r}: use cuda, cuda:1 or cpu") from error
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise ValueError(f"--device is {name}: use cuda, cuda:1 or cpu")
-    index = device.index or 0
-    if index >= torch.cuda.device_count():
-        raise RuntimeError(
-            f"--device is {name}, but torch sees {torch.cuda.device_count()} GPUs: see that the"
-            " driver is there (nvidia-smi) and that torch is a build for CUDA, or use --device cpu"
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
 
 
 def judge(machine: Machine, tell: Callable[[dict[str, Any]], None]) -> dict[str, dict[str, Any]]:
@@ -83,7 +65,7 @@ def main() -> None:
     started = time.monotonic()
     # Before the first product: without it a GPU's library need not repeat itself.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    device = chosen_device(args.device)
+    device = own_device(args.device)
     if not args.minutes > 0.0:
         raise ValueError(f"--minutes is {args.minutes:g}: it must be above 0")
     facts = {

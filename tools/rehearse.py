@@ -8,10 +8,9 @@ With --fake cuda the tensors are fake, too, on a GPU that need not be there: any
 import argparse
 from typing import Any
 
-import torch
-
 from kappaface_dist import commands, options
 from kappaface_dist.config.file import load_config
+from kappaface_dist.parallel.ranks import own_device
 from kappaface_dist.planning.count_collectives import bytes_by_name
 from kappaface_dist.planning.job_size import size_given
 from kappaface_dist.planning.operations import rehearse_without_a_gpu
@@ -54,15 +53,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"--rank is {arguments.rank}, expected 0 to {arguments.ranks - 1}, one of --ranks"
         )
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--device is cuda, but torch sees no GPU: use --device cpu")
+    device = own_device(arguments.device)
     size = size_given(config, arguments.classes, None, arguments.ranks)
     with pretend_ranks(arguments.ranks, arguments.rank):
         if arguments.fake:
             measured = rehearse_without_a_gpu(config, size)
         else:
-            measured = rehearse(config, size, torch.device(arguments.device))
-        on_cpu = arguments.device == "cpu" and not arguments.fake
+            measured = rehearse(config, size, device)
+        on_cpu = device.type == "cpu" and not arguments.fake
         plan = make_plan(config, size, DEVICES["cpu" if on_cpu else "h200"])
     calls = measured.pop("collectives")
     return {

@@ -191,7 +191,7 @@ def build_learner(
         backbone=network,
         head=head,
         optimizer=new_optimizer(config, network),
-        scaler=torch.amp.GradScaler(device, enabled=False),
+        scaler=torch.amp.GradScaler(place.type, enabled=False),
         encoder=momentum_encoder(network, margin),
         global_batch=budget.batch_size,
     )

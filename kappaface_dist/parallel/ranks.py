@@ -37,28 +37,11 @@ def start(timeout_minutes: float = 30.0, device_name: str | None = None) -> torc
         device_name: cpu, cuda, or for one process cuda:1; without it, cuda where there is a GPU.
 
     Returns:
-        The device of this rank: one GPU per local rank where GPUs are meant, otherwise the CPU.
-
-    Raises:
-        ValueError: the device is not here, or is one for several processes.
-        RuntimeError: there are GPUs, but fewer than processes on this machine.
+        The device of this rank, as `own_device` has it. Raises what that does.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if number := _number_of_gpu(device_name):
-        local_rank = int(number)
-    if torch.cuda.is_available() and device_name != "cpu":
-        if local_rank >= torch.cuda.device_count():
-            raise RuntimeError(
-                f"local rank {local_rank} has no GPU, this machine shows"
-                f" {torch.cuda.device_count()}: start with a smaller --nproc_per_node"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        # The CPU backend beside NCCL carries what must not wait for the GPU: stop signals, errors.
-        backend = "cpu:gloo,cuda:nccl"
-    else:
-        device = torch.device("cpu")
-        backend = "gloo"
+    device = own_device(device_name)
+    # The CPU backend beside NCCL carries what must not wait for the GPU: stop signals, errors.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         timeout = timedelta(minutes=timeout_minutes)
         dist.init_process_group(
@@ -71,14 +54,39 @@ def start(timeout_minutes: float = 30.0, device_name: str | None = None) -> torc
     return device
 
 
+def own_device(device_name: str | None = None) -> torch.device:
+    """One GPU per local rank where GPUs are meant, otherwise the CPU; device_name as in `start`.
+
+    Raises:
+        ValueError: the device is not here, or is one for several processes.
+        RuntimeError: there are GPUs, but fewer than processes on this machine.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if number := _number_of_gpu(device_name):
+        local_rank = int(number)
+    if device_name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"local rank {local_rank} has no GPU, this machine shows"
+            f" {torch.cuda.device_count()}: start with a smaller --nproc_per_node"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def _number_of_gpu(device_name: str | None) -> str:
-    """Of cuda:1 the 1; empty where every process takes its own. Raises what `start` does."""
+    """Of cuda:1 the 1; empty where every process takes its own. Raises what `own_device` does."""
     if device_name in (None, "cpu"):
         return ""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = str(device_name).partition(":")[2]
     if num_gpus <= int(number or 0):
-        raise ValueError(f"the device is {device_name}, and torch finds {num_gpus} GPUs: name cpu")
+        raise ValueError(
+            f"the device is {device_name}, and torch finds {num_gpus} GPUs: see that the driver is"
+            " there (nvidia-smi) and that torch is a build for CUDA, or name cpu"
+        )
     if number and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError(
             f"the device is {device_name} for {os.environ['WORLD_SIZE']} processes: name cuda, of"

@@ -149,19 +149,3 @@ def test_a_network_that_fails_or_does_not_fit_hides_no_other(monkeypatch, tmp_pa
     (where,) = figures["tracebacks"].values()
     assert where.endswith("ValueError: no compiler\n")
     assert "in images_per_second" in where
-
-
-@pytest.mark.parametrize(
-    ("device", "words"),
-    [
-        ("tpu", "--device is 'tpu': use cuda, cuda:1 or cpu"),
-        ("meta", "--device is meta: use cuda, cuda:1 or cpu"),
-        pytest.param(
-            "cuda:7",
-            "--device is cuda:7, but torch sees 0 GPUs",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
-        ),
-    ],
-)
-def test_a_device_that_is_not_there(device, words):
-    assert words in exit_line(TOOL, "--device", device)
