@@ -15,6 +15,23 @@ from kappaface_dist.head.softmax.rows import Rows, value_dtype
 from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
 from kappaface_dist.head.softmax.sub_centres import keep_nearest
 
+# Rows whose lengths are computed at a time.
+NORM_ROWS = 1 << 18
+
+
+def bf16_operand(rows: Rows) -> torch.Tensor:
+    """What the products read of a shard that is split or in bf16: bf16, in the first D columns."""
+    return rows.weight_KD.view(torch.bfloat16)
+
+
+def row_lengths(rows: Rows, size: int) -> torch.Tensor:
+    """1/‖w_j‖ of the rows in use of such a shard, as the products see them, fp32 [S]."""
+    inverse_S = torch.empty(len(rows), device=rows.weight_KD.device)
+    for first, last in rows.chunks(NORM_ROWS):
+        chunk_RD = rows.select(bf16_operand(rows)[:, :size], first, last)
+        inverse_S[first:last] = inverse_norms(chunk_RD, torch.float32)
+    return inverse_S
+
 
 def mask_targets(
     logit_GR: torch.Tensor, column_G: torch.Tensor, first: int, sub_centres: int = 1
@@ -86,11 +103,16 @@ class Chunk:
     """
 
     def __init__(
-        self, rows: Rows, first: int, last: int, dtype: torch.dtype, buffer_RD: torch.Tensor | None
+        self,
+        chunks: "Chunks",
+        first: int,
+        last: int,
+        buffer_RD: torch.Tensor | None,
     ):
+        rows, dtype = chunks.rows, chunks.softmax.dtype
         self.first, self.last = first, last
         self.lying_RD = rows.select(rows.weight_KD, first, last)
-        self._rows, self._dtype, self._buffer_RD = rows, dtype, buffer_RD
+        self._chunks, self._rows, self._dtype, self._buffer_RD = chunks, rows, dtype, buffer_RD
         # The products read the values themselves, neither rounded nor their upper halves.
         self._reads_values = not rows.split and dtype == value_dtype(self.lying_RD.dtype)
 
@@ -114,6 +136,9 @@ class Chunk:
     @cached_property
     def operand_inverse_R(self) -> torch.Tensor:
         """1/‖w_j‖ of what the products read."""
+        inverse_S = self._chunks.inverse_S
+        if inverse_S is not None:
+            return inverse_S[self.first : self.last]
         return inverse_norms(self.operand_RD, value_dtype(self.lying_RD.dtype))
 
     @cached_property
@@ -140,14 +165,26 @@ class Chunks:
             self._share = torch.empty_like(self._product, dtype=torch.bfloat16)
 
     def __iter__(self) -> Iterator[Chunk]:
-        weight_KD, dtype = self.rows.weight_KD, self.softmax.dtype
-        buffer_RD = None
+        weight_KD, buffer_RD = self.rows.weight_KD, None
         # Fresh memory for each chunk takes a processor longer than what is written to it.
         if weight_KD.dtype == torch.bfloat16 and self.kernels is None:
             shape = self.size, weight_KD.shape[1]
             buffer_RD = weight_KD.new_empty(shape, dtype=value_dtype(weight_KD.dtype))
         for first, last in self.rows.chunks(self.size):
-            yield Chunk(self.rows, first, last, dtype, buffer_RD)
+            yield Chunk(self, first, last, buffer_RD)
+
+    @cached_property
+    def inverse_S(self) -> torch.Tensor | None:
+        """1/‖w_j‖ of all rows, as the products see them; None where each chunk computes its own.
+
+        These would be three launches a chunk and pass, which a GPU may have to wait for. Rows that
+        were sampled, or that are whole fp32 numbers, would have to be copied for it.
+        """
+        rows = self.rows
+        lies_in_bf16 = rows.split or rows.weight_KD.dtype == torch.bfloat16
+        if self.kernels is None or rows.index_S is not None or not lies_in_bf16:
+            return None
+        return row_lengths(rows, rows.weight_KD.shape[1])
 
     def kept(self, kept_GR: torch.Tensor) -> torch.Tensor:
         """Q that the cache has, as the products take it: converted in `products`' place."""
@@ -155,11 +192,11 @@ class Chunks:
             return kept_GR
         return self._product[: kept_GR.numel()].view_as(kept_GR).copy_(kept_GR)
 
-    def products(self, embedding_GD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
-        """e_i·w_j [G, R]."""
-        shape = len(embedding_GD), len(chunk)
+    def products(self, operand_GD: torch.Tensor, chunk: Chunk) -> torch.Tensor:
+        """e_i·w_j [G, R]; operand_GD: e_i in the products' dtype, once for all chunks."""
+        shape = len(operand_GD), len(chunk)
         product_GR = self._product[: shape[0] * shape[1]].view(shape)
-        multiply(embedding_GD, chunk.operand_RD.T, self.softmax.dtype, out=product_GR)
+        multiply(operand_GD, chunk.operand_RD.T, self.softmax.dtype, out=product_GR)
         return product_GR
 
     def shares(
@@ -172,7 +209,7 @@ class Chunks:
         peak_G: torch.Tensor | None = None,
         rising: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Q [G, R], its part of Z [G]) of `products`, which are overwritten.
+        """(Q [G, R], its part of Z as one or more addends [X, G]) of `products`, overwritten.
 
         Q goes to keep, too, if that is given.
         """
@@ -183,12 +220,12 @@ class Chunks:
             )
             if keep is not None:
                 keep.copy_(product_GR)
-            return product_GR, sum_G
+            return product_GR, sum_G[None]
         share_GR = keep
         if share_GR is None:
             share_GR = self._share[: product_GR.numel()].view_as(product_GR)
         limit = softmax.filter_threshold
-        sum_G = self.kernels.exponentiate(
+        part_XG = self.kernels.exponentiate(
             product_GR,
             inverse_R,
             column_G,
@@ -198,4 +235,4 @@ class Chunks:
             limit=None if limit is None else limit * softmax.scale * LOG2_E,
             out=share_GR,
         )
-        return share_GR, sum_G
+        return share_GR, part_XG

@@ -72,7 +72,7 @@ def exponentiate(
     limit: float | None,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Write Q of a chunk to out [G, R]; returns its row sums [G], as the plain version does.
+    """Write Q of a chunk to out [G, R]; returns its row sums as addends [X, G].
 
     Args:
         product_GR: e_i·w_j, fp32, contiguous.
@@ -100,4 +100,4 @@ def exponentiate(
         BLOCK_G=BLOCK_G,
         BLOCK_R=BLOCK_R,
     )
-    return part_XG.sum(dim=0)
+    return part_XG

@@ -102,18 +102,23 @@ def raw_gradients(
     The micro-batches share their rows. A chunk's centres and h may be changed before
     the next chunk is asked for; h lies in a buffer that the next chunk takes.
     """
-    weighted = []
+    operands, weighted = [], []
     for batch in batches:
         factor = batch.factor * softmax.scale / len(batch.column_G)
         weight_G = inverse_denominators(batch.log_denominator_G) * factor
-        weighted.append(batch.embedding_GD * weight_G[:, None])
+        weighted_GD = batch.embedding_GD * weight_G[:, None]
+        # Rounded here, once for all chunks, but where some have yet to be scaled down.
+        weighted.append(weighted_GD.to(softmax.dtype) if batch.peak_G is None else weighted_GD)
+        operands.append(batch.embedding_GD.to(softmax.dtype))
     largest = max(batches, key=lambda batch: len(batch.column_G))
     chunks = Chunks(largest.embedding_GD, largest.rows, softmax)
-    buffer_RD = weighted[0].new_empty(chunks.size, weighted[0].shape[1])
+    buffer_RD = largest.embedding_GD.new_empty(chunks.size, weighted[0].shape[1])
     taken = [None if batch.tiles is None else batch.tiles.images() for batch in batches]
     for place, chunk in enumerate(chunks):
         h_RD, num_added = buffer_RD[: len(chunk)], 0
-        for batch, weighted_GD, images in zip(batches, weighted, taken, strict=True):
+        for batch, operand_GD, weighted_GD, images in zip(
+            batches, operands, weighted, taken, strict=True
+        ):
             image_M = None if images is None else images[place]
             if image_M is not None and not len(image_M):
                 continue
@@ -122,7 +127,7 @@ def raw_gradients(
                 scale_down(batch.cache.peaks[chunk.first], batch.peak_G, weighted_GD)
             if image_M is not None:
                 weighted_GD = weighted_GD.index_select(0, image_M)
-            share_GR = _shares(chunks, batch, chunk, image_M)
+            share_GR = _shares(chunks, batch, operand_GD, chunk, image_M)
             multiply(share_GR.T, weighted_GD, softmax.dtype, out=h_RD, add=num_added > 0)
             num_added += 1
         if not num_added:
@@ -131,18 +136,22 @@ def raw_gradients(
 
 
 def _shares(
-    chunks: Chunks, batch: MicroBatch, chunk: Chunk, image_M: torch.Tensor | None
+    chunks: Chunks,
+    batch: MicroBatch,
+    operand_GD: torch.Tensor,
+    chunk: Chunk,
+    image_M: torch.Tensor | None,
 ) -> torch.Tensor:
     """Q [M, R] of a chunk, as the first pass kept it or computed again, for all or some images."""
     kept_GR = batch.cache.get(chunk.first, chunk.last)
     if kept_GR is not None:
         return chunks.kept(kept_GR if image_M is None else kept_GR.index_select(0, image_M))
-    embedding_GD, column_G, peak_G = batch.embedding_GD, batch.column_G, batch.peak_G
+    column_G, peak_G = batch.column_G, batch.peak_G
     if image_M is not None:
-        embedding_GD = embedding_GD.index_select(0, image_M)
+        operand_GD = operand_GD.index_select(0, image_M)
         column_G = column_G.index_select(0, image_M)
         peak_G = None if peak_G is None else peak_G.index_select(0, image_M)
-    product_MR = chunks.products(embedding_GD, chunk)
+    product_MR = chunks.products(operand_GD, chunk)
     share_MR, _ = chunks.shares(
         product_MR, chunk, column_G, negatives=batch.negatives, peak_G=peak_G
     )

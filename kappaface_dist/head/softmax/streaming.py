@@ -84,9 +84,10 @@ def negative_sums(
     cache, parts = LogitCache(cache_bytes), []
     peak_G = lowest_peaks(embedding_GD, softmax)
     chunks = Chunks(embedding_GD, rows, softmax)
+    operand_GD = embedding_GD.to(softmax.dtype)
     for chunk in chunks:
         keep_GR = cache.place(len(embedding_GD), rows, chunk.first, chunk.last)
-        product_GR = chunks.products(embedding_GD, chunk)
+        product_GR = chunks.products(operand_GD, chunk)
         if nearest_G is not None:
             chunk_G = nearest_negatives(
                 product_GR,
@@ -97,12 +98,13 @@ def negative_sums(
             )
             torch.maximum(nearest_G, chunk_G, out=nearest_G)
         before_G = None if peak_G is None else peak_G.clone()
-        share_GR, part_G = chunks.shares(
+        share_GR, part_XG = chunks.shares(
             product_GR, chunk, column_G, keep_GR, negatives, peak_G, rising=True
         )
         if before_G is not None and peak_G is not None:
             scale_down(before_G, peak_G, sum_G, sum_GD)
             cache.peaks[chunk.first] = peak_G.clone()
+        part_G = part_XG.sum(dim=0)
         sum_G += part_G
         if keep_parts:
             parts.append(part_G)

@@ -10,18 +10,17 @@ import logging
 
 import torch
 
+from kappaface_dist.head.softmax.chunks import bf16_operand, row_lengths
 from kappaface_dist.head.softmax.logit_cache import LogitCache
 from kappaface_dist.head.softmax.loss import inverse_denominators
 from kappaface_dist.head.softmax.products import warn_of_slow_products
 from kappaface_dist.head.softmax.rows import Rows
 from kappaface_dist.head.softmax.second_pass import MicroBatch
-from kappaface_dist.head.softmax.settings import LOG2_E, Softmax, inverse_norms
+from kappaface_dist.head.softmax.settings import LOG2_E, Softmax
 from kappaface_dist.head.softmax.streaming import NegativeSums
 from kappaface_dist.head.softmax.tile_sizes import LARGEST_EMBEDDING, TileSizes
 
 logger = logging.getLogger(__name__)
-# Rows whose lengths are computed at a time.
-NORM_ROWS = 1 << 18
 
 
 def why_not(softmax: Softmax, device: torch.device, embedding_size: int) -> str | None:
@@ -95,20 +94,6 @@ def takes(softmax: Softmax, rows: Rows, embedding_GD: torch.Tensor) -> bool:
     return softmax.fused == "tiles" or kernels.fastest(device, size, num_images) == "tiles"
 
 
-def operand(rows: Rows) -> torch.Tensor:
-    """What the products read of the shard: bf16, in the first D columns."""
-    return rows.weight_KD.view(torch.bfloat16)
-
-
-def row_lengths(rows: Rows, size: int) -> torch.Tensor:
-    """1/‖w_j‖ of the rows in use, as the products see them, fp32 [S]."""
-    inverse_S = torch.empty(len(rows), device=rows.weight_KD.device)
-    for first, last in rows.chunks(NORM_ROWS):
-        chunk_RD = rows.select(operand(rows)[:, :size], first, last)
-        inverse_S[first:last] = inverse_norms(chunk_RD, torch.float32)
-    return inverse_S
-
-
 def exponents(softmax: Softmax) -> dict[str, float | None]:
     """How both kernels make exponents of products."""
     limit = softmax.filter_threshold
@@ -134,7 +119,7 @@ def tiled_sums(
     inverse_S = row_lengths(rows, embedding_GD.shape[1])
     sum_G, sum_GD, nearest_G = kernels.sum_tiles(
         embedding_GD.to(torch.bfloat16),
-        operand(rows),
+        bf16_operand(rows),
         inverse_S,
         column_G,
         rows.index_S,
