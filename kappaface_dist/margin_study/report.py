@@ -1,5 +1,6 @@
 """The comparison as text and as a picture."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kappaface_dist.evaluation.reports.plots import CURVES
 from kappaface_dist.margin_study.intervals import MEASURES, mean_interval, plus_minus
 
 PAIRS = (("all", "all pairs"), ("small", "pairs like small classes"))
@@ -133,22 +135,21 @@ def draw_losses(path: Path, report: dict[str, Any]) -> None:
     reference = report["reference"]
     details = report["details"]
     base_SE = _shared_epochs(details[reference]["loss_by_epoch"])
-    for number, (name, detail) in enumerate(details.items()):
+    for curve, (name, detail) in zip(cycle(CURVES), details.items(), strict=False):
         loss_SE = _shared_epochs(detail["loss_by_epoch"])
         if len(loss_SE) == 0:
             continue
         epoch_E = np.arange(1, loss_SE.shape[1] + 1)
-        colour = f"C{number % 10}"
-        loss.plot(epoch_E, loss_SE.mean(axis=0), color=colour, label=name)
+        loss.plot(epoch_E, loss_SE.mean(axis=0), label=name, **curve)
         if name != reference and len(base_SE) == len(loss_SE):
             shared = min(base_SE.shape[1], loss_SE.shape[1])
             gap_SE, epoch_E = loss_SE[:, :shared] - base_SE[:, :shared], epoch_E[:shared]
-            difference.plot(epoch_E, gap_SE.mean(axis=0), color=colour)
+            difference.plot(epoch_E, gap_SE.mean(axis=0), **curve)
             intervals = [mean_interval(gap_S)["interval"] for gap_S in gap_SE.T]
             if None not in intervals:
                 low_E, high_E = np.transpose(intervals)
                 difference.fill_between(
-                    epoch_E, low_E, high_E, color=colour, alpha=0.2, linewidth=0
+                    epoch_E, low_E, high_E, color=curve["color"], alpha=0.2, linewidth=0
                 )
     difference.axhline(0, color="0.4", linewidth=1)
     loss.set(xlabel="epoch", ylabel="training loss", title="Mean over seeds")

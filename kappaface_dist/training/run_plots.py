@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from kappaface_dist.evaluation.one_to_one.pairs import PairResult
 from kappaface_dist.evaluation.reports.names import in_picture
-from kappaface_dist.evaluation.reports.plots import plot_roc
+from kappaface_dist.evaluation.reports.plots import plot_roc, tell_apart
 from kappaface_dist.models.class_pictures import draw_classes
 from kappaface_dist.training.head_log import ClassTable, by_dataset
 from kappaface_dist.training.metrics_file import read_metrics
@@ -65,12 +65,12 @@ def _loss(axes: Axes, lines: list[dict[str, float]]) -> None:
     if not names or not logged:
         return
     right = axes.twinx()
-    for number, key in enumerate(names):
+    tell_apart(right, 1)  # the first is the loss's
+    for key in names:
         found = [line for line in lines if key in line]
         # Lines of an evaluation say their step only.
         at = np.interp([line["step"] for line in found], steps, epochs)
         label = in_picture(key.removeprefix("accuracy/"))
-        colour = f"C{1 + number % 9}"
-        right.plot(at, [line[key] for line in found], "o-", color=colour, markersize=4, label=label)
+        right.plot(at, [line[key] for line in found], marker="o", markersize=4, label=label)
     right.set(ylabel="accuracy", ylim=(min(0.5, right.get_ylim()[0]), 1))
     right.legend(loc="center right")

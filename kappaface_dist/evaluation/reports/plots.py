@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.figure import Figure
 
 from kappaface_dist.evaluation.protocol import Roc, area_under, equal_error_rate
@@ -23,9 +24,13 @@ MISS_TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RANK_TICKS = (1, 2, 5, 10, 20, 50, 100)
 MAX_POINTS = 2000
 MOST_IN_TITLE = 60
-# One for each false accept rate that a threshold may be for.
+# One for each false accept rate that a threshold may be for, and for ten curves each.
 LINE_STYLES = ("-", "--", "-.", ":", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
 MAX_MARKERS = 30
+# Sixty curves before two are drawn alike.
+CURVES = [
+    {"linestyle": style, "color": colour} for style in LINE_STYLES for colour in TABLEAU_COLORS
+]
 
 
 def plot_roc(path: str | os.PathLike[str], curves: Mapping[str, Roc], title: str = "") -> None:
@@ -202,11 +207,18 @@ def _shade(axes: Axes, x_T: np.ndarray, low_T: np.ndarray, high_T: np.ndarray, c
     axes.fill_between(x_T, low_T, high_T, color=colour, alpha=0.18, linewidth=0)
 
 
+def tell_apart(axes: Axes, first: int = 0) -> None:
+    """Draw lines by CURVES, from so many on: more than ten would have each other's colours."""
+    curves = CURVES[first:]
+    axes.set_prop_cycle(**{key: [curve[key] for curve in curves] for key in curves[0]})
+
+
 def new_figure(title: str) -> tuple[Figure, Axes]:
     """A figure with one grid, as all plots of a report have it."""
     # Figure without pyplot: no global state, no window.
     figure = Figure(figsize=(6.4, 4.8), dpi=120, layout="constrained")
     axes = figure.subplots()
+    tell_apart(axes)
     axes.grid(which="major", color="0.85")
     axes.grid(which="minor", axis="x", color="0.94")
     axes.set_axisbelow(True)

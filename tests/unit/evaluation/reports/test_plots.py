@@ -46,3 +46,8 @@ def test_plot_is_a_picture(tmp_path):
 def test_no_curve_is_named(tmp_path):
     with pytest.raises(ValueError, match="no set has both same and different pairs"):
         plot_roc(tmp_path / "roc.png", {})
+
+
+def test_no_two_curves_are_drawn_alike():
+    (axes,) = roc_figure({f"set {seed}": curve(1.0, seed) for seed in range(24)}).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines[:24]}) == 24
