@@ -10,6 +10,7 @@ import torch
 from kappaface_dist.config.datasets import datasets
 from kappaface_dist.config.keys import Config
 from kappaface_dist.data.sources.catalog import Catalog
+from kappaface_dist.parallel.cores import local_world_size
 from kappaface_dist.planning.between_steps import operation_bytes
 from kappaface_dist.planning.host_memory import host_memory
 from kappaface_dist.planning.job_size import JobSize, size_of_datasets
@@ -31,7 +32,7 @@ def check_machine(config: Config) -> dict[str, Any]:
     if torch.cuda.is_available():
         gpu_bytes = torch.cuda.get_device_properties(0).total_memory
     node_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks_here = local_world_size()
     with pretend_ranks(num_ranks):
         return check_fits(config, size, gpu_bytes, node_bytes, ranks_here)
 

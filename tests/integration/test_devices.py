@@ -24,8 +24,11 @@ def test_a_gpu_that_is_not_there(tool, device):
     assert line.startswith(f"error: the device is {device}, and torch finds 0 GPUs: see that the")
 
 
+@pytest.mark.parametrize("device", ["tpu", "meta"])
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool[0])
-def test_what_is_no_device(tool, capsys):
+def test_what_is_no_device(tool, device, capsys):
     name, *arguments = tool
-    assert exit_line(f"tools/{name}", *arguments, "--device", "tpu") == 2
-    assert "'tpu' is no device: cpu, cuda, or one of several, cuda:1" in capsys.readouterr().err
+    assert exit_line(f"tools/{name}", *arguments, "--device", device) == 2
+    assert (
+        f"{device!r} is no device: cpu, cuda, or one of several, cuda:1" in capsys.readouterr().err
+    )

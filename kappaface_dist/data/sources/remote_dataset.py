@@ -20,6 +20,7 @@ from kappaface_dist.data.sources.base import WINDOW_BLOCKS, Source
 from kappaface_dist.data.sources.remote_cache import GIGABYTE, RemoteCache
 from kappaface_dist.data.sources.remote_source import Opener, RemoteSource, Shelf
 from kappaface_dist.data.sources.remote_store import CacheSettings, RemoteFile
+from kappaface_dist.parallel.cores import local_world_size
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S")
@@ -67,7 +68,7 @@ def open_remote(
     num_open = _raise_open_files() // DESCRIPTORS_EACH
 
     # What comes at once must have room: half of the cache, shared by the processes.
-    at_once = cache.max_bytes // (2 * max(largest, 1)) // _local_ranks()
+    at_once = cache.max_bytes // (2 * max(largest, 1)) // local_world_size()
     num_threads = max(1, min(NUM_THREADS, at_once))
 
     def open_kept(file: RemoteFile) -> Source:
@@ -122,7 +123,7 @@ def _with_all(
 
     The processes of a machine begin at different files: what one brings the others find.
     """
-    first = len(files) * int(os.environ.get("LOCAL_RANK", "0")) // _local_ranks()
+    first = len(files) * int(os.environ.get("LOCAL_RANK", "0")) // local_world_size()
     order = [*range(first, len(files)), *range(first)]
     results: dict[int, S] = {}
     said = time.monotonic()
@@ -139,10 +140,6 @@ def _with_all(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [results[number] for number in range(len(files))]
-
-
-def _local_ranks() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _raise_open_files() -> int:

@@ -1,7 +1,7 @@
 """Chunks of a shard's rows, and what a batch makes of one: products, then Q and its part of Z.
 
 The formulas are those of `streaming.py`.
-Shapes: G images on all ranks, D embedding size, R rows of one chunk.
+Shapes: G images on all ranks, D embedding size, R rows of one chunk, S the rows in use, X addends.
 """
 
 from collections.abc import Iterator
@@ -102,13 +102,7 @@ class Chunk:
         lying_RD: as they lie in the shard.
     """
 
-    def __init__(
-        self,
-        chunks: "Chunks",
-        first: int,
-        last: int,
-        buffer_RD: torch.Tensor | None,
-    ):
+    def __init__(self, chunks: "Chunks", first: int, last: int, buffer_RD: torch.Tensor | None):
         rows, dtype = chunks.rows, chunks.softmax.dtype
         self.first, self.last = first, last
         self.lying_RD = rows.select(rows.weight_KD, first, last)

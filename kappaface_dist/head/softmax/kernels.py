@@ -6,7 +6,7 @@ The kernels that write no logits, `tile_sums.py` and `tile_update.py`, are hande
 All compute what the plain functions of `chunks.py`, `row_update.py` and `rounding.py` do, in
 the same order on every run. They take tensors and numbers alone.
 With TRITON_INTERPRET=1 they run on the CPU, slowly, for tests.
-Shapes: G images on all ranks, R rows of one chunk.
+Shapes: G images on all ranks, R rows of one chunk, X addends: blocks of them.
 """
 
 import torch
